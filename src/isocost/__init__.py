@@ -1,0 +1,36 @@
+"""isocost: scaling studies of latent diffusion models. Which model, how many steps, which sampler, how much guidance?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from isocost.api import check, env, export, ladder, plan, quickstart, recipe, report, sample, status, study, sweep, table, train
+
+__all__ = [
+    "check",
+    "env",
+    "export",
+    "ladder",
+    "plan",
+    "quickstart",
+    "recipe",
+    "report",
+    "sample",
+    "status",
+    "study",
+    "sweep",
+    "table",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load `isocost.api` when one of its names is first used: `import isocost` stays instant."""
+    if name in __all__:
+        from isocost import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'isocost' has no attribute '{name}'")

@@ -1,0 +1,1 @@
+"""DataFrame in, answer out: the cheapest way to good images, with intervals."""

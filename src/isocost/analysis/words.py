@@ -1,0 +1,95 @@
+"""How cells, metrics, costs and values are written, so that the terminal, the page and the figures say the same."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+SAMPLERS = {"ddim": "DDIM", "ddpm": "DDPM", "dpmpp_2m": "DPM-Solver++ 2M", "euler": "Euler", "heun": "Heun"}
+METRICS = {"fd": "FD", "kid": "KID", "clip": "CLIP score", "cmmd": "CMMD", "is": "IS", "lpips": "LPIPS"}
+UNITS = {"paper": "units of paper cost", "gflops": "GFLOPs", "seconds": "seconds"}
+COST_AXES = {
+    "paper": "paper cost per image",
+    "gflops": "GFLOPs per image",
+    "seconds": "seconds per image",
+}
+
+
+def number(value: float, digits: int = 3) -> str:
+    """`value` to `digits` significant digits, thousands grouped, without a trailing `.0`: 0.0123, 4.5, 1,230."""
+    if not math.isfinite(value):
+        return str(value)
+    if value == 0:
+        return "0"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    text = f"{value:,.{decimals}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def compact(value: float) -> str:
+    """A tick label: 0.05, 20, 5k, 1M, 2G."""
+    for size, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return number(value / size) + suffix
+    return number(value)
+
+
+def with_error(value: float, half_width: float | None) -> str:
+    """`12.34 ± 0.83`: the error to two significant digits, the value to the same place."""
+    if half_width is None or not math.isfinite(half_width):
+        return f"{number(value, 4)} (no error estimate)"
+    if half_width <= 0:
+        return f"{number(value, 4)} ± 0"
+    decimals = max(0, 1 - math.floor(math.log10(half_width)))
+    return f"{value:,.{decimals}f} ± {half_width:,.{decimals}f}"
+
+
+def cost_name(cost: float, unit: str) -> str:
+    """`3 units of paper cost`, `1 second`, `12.5 GFLOPs`."""
+    text, name = number(cost), UNITS[unit]
+    return f"{text} {name.replace('units', 'unit').replace('seconds', 'second') if text == '1' else name}"
+
+
+def metric_name(metric: str) -> str:
+    """`fd[extractor]` -> `FD[extractor]`; an unknown metric keeps its own name."""
+    head, bracket, rest = metric.partition("[")
+    return METRICS.get(head, head) + bracket + rest
+
+
+def sampler_name(cell: Mapping[str, Any]) -> str:
+    """`DDIM`, `DDIM η 0.5`, `DDPM large variance`: the sampler with what sets it apart from its namesakes."""
+    name = str(SAMPLERS.get(cell["sampler"], cell["sampler"]))
+    eta = cell.get("eta") or 0.0
+    if eta > 0:
+        name += f" η {number(eta)}"
+    return f"{name} large variance" if cell["sampler"] == "ddpm" and cell.get("variance") == "large" else name
+
+
+def guidance_name(scale: float) -> str:
+    return "no guidance" if scale == 1 else f"guidance {number(scale)}"
+
+
+def steps_name(steps: int) -> str:
+    return "1 step" if steps == 1 else f"{steps} steps"
+
+
+def short_label(cell: Mapping[str, Any]) -> str:
+    """`c32 × 2 steps (DDIM)`, or `(DDIM, no guidance)`: names a cell among the best-of-guidance ones."""
+    unguided = ", no guidance" if cell["guidance_scale"] == 1 else ""
+    return f"{cell.get('checkpoint', cell['member'])} × {steps_name(cell['steps'])} ({sampler_name(cell)}{unguided})"
+
+
+def full_label(cell: Mapping[str, Any]) -> str:
+    """`c16 with DDIM, 8 steps, guidance 2`."""
+    name = cell.get("checkpoint", cell["member"])
+    sampler, steps = sampler_name(cell), steps_name(cell["steps"])
+    return f"{name} with {sampler}, {steps}, {guidance_name(cell['guidance_scale'])}"
+
+
+def listed(items: Iterable[str], most: int = 3) -> str:
+    """`a`, `a and b`, `a, b and c`, or `a, b, c and 4 more`."""
+    names = list(items)
+    if len(names) > most:
+        names = [*names[:most], f"{len(names) - most} more"]
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else ""

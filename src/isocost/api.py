@@ -1,0 +1,289 @@
+"""What each command does, as one Python call of the same name: specs, paths and numbers in, typed objects and tables out.
+
+    import isocost
+    study = isocost.recipe("quickstart")
+    table = isocost.sweep(study, "runs/quickstart")
+    isocost.plan("runs/quickstart", budget=3)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from isocost.errors import SpecError, did_you_mean
+from isocost.specs import Budget, EngineSpec, SamplingPlan, StudySpec
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+    from isocost.analysis.planner import Recommendation
+    from isocost.study.status import Status
+    from isocost.study.store import Store
+
+Progress = Callable[[str, float, float, str], None]
+StudyLike = StudySpec | str | Path
+
+
+def _silent(stage: str, done: float, total: float, note: str = "") -> None:
+    pass
+
+
+def recipe(name: str, **arguments: Any) -> StudySpec:
+    """The study of a recipe: `recipe("emoji", data="shards")`. Raises `SpecError` for an unknown name or argument."""
+    from isocost import recipes
+
+    return recipes.recipe(name, **arguments)
+
+
+def study(reference: StudyLike, overrides: Mapping[str, Any] | None = None, **arguments: Any) -> StudySpec:
+    """A study from a StudySpec, a recipe's name or a YAML file, with overrides by dotted path.
+
+    `study("quickstart", {"train.images": 12800, "members.0.width": 16})`. Raises `SpecError` for what is not there.
+    """
+    from isocost import recipes
+    from isocost.specs import load
+
+    if isinstance(reference, StudySpec):
+        spec, where = reference, reference.name
+    elif str(reference) in recipes.RECIPES:
+        spec, where = recipes.recipe(str(reference), **arguments), str(reference)
+    elif Path(reference).is_file():
+        spec, where = load(reference, StudySpec), str(reference)
+    else:
+        hint = did_you_mean(str(reference), recipes.RECIPES)
+        raise SpecError(f"'{reference}' is neither a recipe nor a file.{hint}")
+    if not overrides:
+        return spec
+    value = spec.model_dump(mode="json")
+    for path, new in overrides.items():
+        _assign(value, path, new)
+    return StudySpec.parse(value, where)
+
+
+def _assign(value: Any, path: str, new: Any) -> None:
+    *parents, last = path.split(".")
+    for place, part in enumerate(parents):
+        try:
+            value = value[int(part)] if isinstance(value, list) else value[part]
+        except (KeyError, ValueError, IndexError, TypeError):
+            options = value if isinstance(value, dict) else [str(i) for i in range(len(value or []))]
+            where = ".".join(parents[: place + 1])
+            raise SpecError(f"override {path}: no field '{where}'.{did_you_mean(part, options)}") from None
+    if isinstance(value, dict):
+        value[last] = new
+    elif isinstance(value, list) and last.isdigit() and int(last) < len(value):
+        value[int(last)] = new
+    else:
+        raise SpecError(f"override {path}: '{'.'.join(parents)}' has no '{last}'.")
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """`train.images=12800` -> ("train.images", 12800). The value is YAML."""
+    path, equals, value = text.partition("=")
+    if not equals or not path:
+        raise SpecError(f"override '{text}': expected PATH=VALUE, as in train.images=12800.")
+    try:
+        return path, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise SpecError(f"override '{text}': not YAML: {' '.join(str(error).split())}") from None
+
+
+def open_store(path: str | Path | Store) -> Store:
+    from isocost.study.store import Store
+
+    return path if isinstance(path, Store) else Store(path)
+
+
+def default_store(spec: StudySpec) -> Path:
+    """`runs/NAME`."""
+    return Path("runs") / spec.name
+
+
+def ladder(name: str = "sd") -> pd.DataFrame:
+    """Members of a ladder with parameters, forward GFLOPs and norm. cost (for `sd`: beside the paper's Table 1)."""
+    import pandas as pd
+
+    from isocost.models.ladder import rows
+
+    return pd.DataFrame(rows(name))
+
+
+def train(
+    spec: StudyLike, store: str | Path | None = None, workers: int | None = None, progress: Progress = _silent
+) -> pd.DataFrame:
+    """Train every member at every seed; one row a kept checkpoint: member, seed, images_seen, digest, folder."""
+    import pandas as pd
+
+    from isocost.study import run
+
+    spec = study(spec)
+    trained = run.train(spec, open_store(store or default_store(spec)), workers, progress)
+    rows = [
+        {
+            "member": training.model.name,
+            "seed": training.seed,
+            "images_seen": ref.images_seen,
+            "checkpoint": ref.content_digest,
+            "folder": str(trained.folders[ref.content_digest]),
+        }
+        for training, refs in trained.runs
+        for ref in refs
+    ]
+    return pd.DataFrame(rows)
+
+
+def sweep(
+    spec: StudyLike, store: str | Path | None = None, workers: int | None = None, progress: Progress = _silent
+) -> pd.DataFrame:
+    """Train, sample and score what is missing; one row a (cell, metric, split). Call again to go on after a stop."""
+    from isocost.study import run
+
+    spec = study(spec)
+    return run.sweep(spec, open_store(store or default_store(spec)), workers, progress)
+
+
+def status(store: str | Path) -> Status:
+    """How far a store is. Raises `StoreError` where there is none."""
+    from isocost.study.status import status as read
+
+    return read(open_store(store))
+
+
+def table(store: str | Path) -> pd.DataFrame:
+    """The results table of a store."""
+    from isocost.study import run
+
+    return run.table(open_store(store))
+
+
+def cells(store: str | Path) -> pd.DataFrame:
+    """One row a cell: what it is, what it costs, and its scores on all prompts, a column each."""
+    frame = table(store)
+    frame = frame[(frame["split"] == "all") & ~frame["metric"].str.contains("/")]
+    what = ["member", "seed", "images_seen", "sampler", "steps", "guidance_scale", "paper_cost", "gflops_per_image"]
+    wide = frame.pivot_table(index=[*what, "sample_key"], columns="metric", values="value").reset_index()
+    wide["sample_key"] = wide["sample_key"].str[:12]
+    return wide.rename_axis(columns=None)
+
+
+def plan(
+    store: str | Path,
+    budget: float | None = None,
+    unit: str = "paper",
+    metric: str | None = None,
+    filters: Mapping[str, Any] | None = None,
+) -> Recommendation:
+    """The best cell within a budget an image (None: no limit), with its interval and ties.
+
+    `unit`: "paper" (norm. cost x steps), "gflops" (every evaluation, guidance, encoders) or "seconds" (measured).
+    """
+    from isocost.analysis.planner import plan as answer
+
+    opened = open_store(store)
+    limit = Budget.parse({"unit": unit, "limit": budget}, "budget") if budget is not None else None
+    select_by = opened.study().evaluation.select_by
+    return answer(
+        table(store), limit, metric or select_by, influence=opened.influence, filters=filters, select_by=select_by
+    )
+
+
+def frontier(
+    store: str | Path, unit: str = "paper", metric: str | None = None, filters: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The cost-quality frontier in words: `columns`, `rows`, `crossovers`, `notes` and the answer's `sentence`."""
+    from isocost.report.page import summary
+
+    opened = open_store(store)
+    select_by = opened.study().evaluation.select_by
+    return summary(table(store), metric or select_by, unit, opened.influence, filters, select_by)
+
+
+def sample(
+    checkpoint: str | Path,
+    prompts: Sequence[str],
+    *,
+    steps: int = 20,
+    sampler: str = "ddim",
+    guidance_scale: float = 2.0,
+    spacing: str = "trailing",
+    eta: float = 0.0,
+    replicate: int = 0,
+    member: str | None = None,
+) -> np.ndarray:
+    """Images [n, H, W, 3] uint8 of prompts, from a checkpoint folder, a run's folder, or a store and a member's name.
+
+    The noise of a prompt is keyed by its text and `replicate`: the same call gives the same image.
+    """
+    import numpy as np
+
+    from isocost.sampling.generate import generate
+    from isocost.study.checkpoints import find, pipeline_of
+
+    found = find(checkpoint, member)
+    spec = found.checkpoint.spec
+    plan = SamplingPlan.parse(
+        {
+            "stages": [{"checkpoint": found.checkpoint.ref("ema").model_dump()}],
+            "schedule": spec.schedule.model_dump(),
+            "prediction": spec.prediction,
+            "sampler": sampler,
+            "steps": steps,
+            "spacing": spacing,
+            "guidance": {"scale": guidance_scale},
+            "eta": eta,
+        },
+        "sample",
+    )
+    engine = EngineSpec(batch=min(len(prompts), 64))
+    pipeline = pipeline_of(found, engine)
+    asked = [(text, text, replicate) for text in prompts]
+    batches = [asked[start : start + engine.batch] for start in range(0, len(asked), engine.batch)]
+    return np.concatenate([generate(pipeline, plan, engine, batch).images for batch in batches])
+
+
+def export(checkpoint: str | Path, folder: str | Path, *, member: str | None = None) -> Path:
+    """Write a checkpoint as a diffusers folder that `StableDiffusionPipeline.from_pretrained` loads, with a model card."""
+    from isocost.study.checkpoints import find
+    from isocost.study.export import export as write
+
+    return write(find(checkpoint, member), Path(folder))
+
+
+def report(store: str | Path, folder: str | Path | None = None, metric: str | None = None) -> Path:
+    """Write a store's report (one static page, and its figures beside it); returns the page's path."""
+    from isocost.report.from_store import write
+
+    opened = open_store(store)
+    return write(opened, Path(folder) if folder else opened.path, metric)
+
+
+def check() -> pd.DataFrame:
+    """Every network that isocost can use: whether its weights are here, where they are looked for, and what to do."""
+    import pandas as pd
+
+    from isocost.encoders.inventory import inventory
+
+    return pd.DataFrame(inventory())
+
+
+def env() -> dict[str, Any]:
+    """Versions, processor, threads, dtype and code revision: what is embedded in every Score."""
+    from isocost.environment import environment
+
+    return environment()
+
+
+def quickstart(
+    store: str | Path = "runs/quickstart", workers: int | None = None, progress: Progress = _silent
+) -> tuple[pd.DataFrame, Path]:
+    """The quickstart study, trained, swept and reported: its table, and the report's path."""
+    results = sweep(recipe("quickstart"), store, workers, progress)
+    progress("write the report", 0, 1, "")
+    page = report(store)
+    progress("write the report", 1, 1, "")
+    return results, page

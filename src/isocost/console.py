@@ -1,0 +1,142 @@
+"""What people see in a terminal: progress, tables, and image files. Only the CLI uses it."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from isocost.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from isocost.study.status import Status
+
+Report = Callable[[str, float, float, str], None]
+
+# Where stderr is no terminal (a log file, CI) a line is written this often instead of a moving bar.
+SECONDS_BETWEEN_LINES = 10
+
+
+@contextlib.contextmanager
+def shown_progress(quiet: bool = False) -> Iterator[Report]:
+    """A progress function for `isocost.api`: bars on a terminal, a line now and then in a log, nothing when quiet."""
+    if quiet:
+        yield lambda stage, done, total, note="": None
+    elif sys.stderr.isatty():
+        with _bars() as bars:
+            tasks: dict[str, TaskID] = {}
+
+            def show(stage: str, done: float, total: float, note: str = "") -> None:
+                if stage not in tasks:
+                    tasks[stage] = bars.add_task(stage, total=total)
+                bars.update(tasks[stage], completed=done, total=total, note=note)
+
+            yield show
+    else:
+        yield _lines()
+
+
+def _bars() -> Progress:
+    return Progress(
+        TextColumn("{task.description:20}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("[dim]{task.fields[note]}", markup=True),
+        console=Console(stderr=True),
+    )
+
+
+def _lines() -> Report:
+    last: dict[str, float] = {}
+    start = time.monotonic()
+
+    def show(stage: str, done: float, total: float, note: str = "") -> None:
+        now = time.monotonic()
+        if stage not in last or done >= total or now - last[stage] >= SECONDS_BETWEEN_LINES:
+            last[stage] = now
+            share = done / total if total else 1.0
+            print(f"[{now - start:5.0f} s] {stage}: {share:4.0%} {note}".rstrip(), file=sys.stderr, flush=True)
+
+    return show
+
+
+def print_table(frame: pd.DataFrame, title: str = "") -> None:
+    """A DataFrame as a table: numbers to four digits, nothing cut off that fits."""
+    shown = Table(title=title, title_justify="left")
+    for name in frame.columns:
+        numeric = frame[name].dtype.kind in "iufb"
+        shown.add_column(str(name), justify="right" if numeric else "left", overflow="fold")
+    for row in frame.itertuples(index=False):
+        shown.add_row(*(_cell(value) for value in row))
+    _console().print(shown)
+
+
+def _cell(value: Any) -> str:
+    if value is None or (isinstance(value, float) and np.isnan(value)):
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    return str(value)
+
+
+def _console() -> Console:
+    """Terminals keep their width; where there is none, rows are not folded at 80 columns."""
+    return Console() if sys.stdout.isatty() else Console(width=160)
+
+
+def print_frontier(found: dict[str, Any]) -> None:
+    """The frontier of `isocost.report.page.summary`: a table, then what crosses where, and what to be careful of."""
+    shown = Table(title=f"frontier under {found['unit']} cost", title_justify="left")
+    for name in found["columns"]:
+        shown.add_column(name, overflow="fold")
+    for row in found["rows"]:
+        shown.add_row(*row)
+    _console().print(shown)
+    for line in (*found["crossovers"], *found["notes"], *found["left_out"]):
+        print(f"- {line}")
+    print()
+
+
+def print_status(found: Status) -> None:
+    """One line a run, then the sweep's counts."""
+    print(f"{found.study} in {found.store}")
+    for run in found.members:
+        print(f"  {run['member']:6} seed {run['seed']}: {run['images_seen']:,} of {run['images']:,} images seen")
+    if found.cells is None:
+        print("  cells: known once the members are trained")
+    else:
+        print(f"  chunks: {found.chunks_done} of {found.chunks_wanted}; cells scored: {found.scored} of {found.cells}")
+    print("finished" if found.finished else "not finished: `isocost sweep` goes on from here")
+
+
+def write_images(images: np.ndarray, out: Path) -> list[Path]:
+    """One PNG with the images [n, H, W, 3] side by side, or one a file where `out` holds `{i}`.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    from PIL import Image
+
+    if "{i}" in out.name:
+        files = {out.with_name(out.name.replace("{i}", str(i))): image for i, image in enumerate(images)}
+    else:
+        files = {out: np.concatenate(list(images), axis=1)}
+    for path, image in files.items():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path}: cannot write the image: {error}") from None
+    return list(files)

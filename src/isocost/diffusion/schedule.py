@@ -1,0 +1,134 @@
+"""Noise levels and timesteps: x_t = alpha_t x0 + sigma_t eps, alpha_t^2 = alpha_cumprod[t], sigma_t^2 = 1 - alpha_t^2.
+
+All in float64; nothing here imports torch. Timestep -1 stands for the end of sampling, the schedule's `final_alpha`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+from isocost.errors import SpecError, lookup
+from isocost.specs import NoiseSchedule
+
+END = -1
+Pairs = Sequence[tuple[int, int]]
+
+
+class Level(NamedTuple):
+    """A noise level: x = alpha x0 + sigma eps, with alpha^2 + sigma^2 = 1."""
+
+    alpha: float
+    sigma: float
+
+    @property
+    def half_log_snr(self) -> float:
+        """lambda = ln(alpha / sigma) of DPM-Solver (arXiv 2206.00927); -inf at pure noise, inf at a clean image."""
+        if self.alpha == 0 or self.sigma == 0:
+            return math.inf if self.alpha else -math.inf
+        return math.log(self.alpha / self.sigma)
+
+    @property
+    def ve_sigma(self) -> float:
+        """sigma / alpha, the sigma of k-diffusion and EDM: x / alpha = x0 + ve_sigma eps; inf at pure noise."""
+        return self.sigma / self.alpha if self.alpha else math.inf
+
+
+def alphas_cumprod(schedule: NoiseSchedule) -> np.ndarray:
+    """alpha_cumprod at timesteps 0..T-1: float64 [T], strictly falling, read-only (it is cached).
+
+    `scaled_linear` is linear in sqrt(beta) (Stable Diffusion), `linear` in beta (DDPM, arXiv 2006.11239).
+    """
+    count, start, end = schedule.num_train_timesteps, schedule.beta_start, schedule.beta_end
+    return _alphas_cumprod(schedule.kind, count, start, end, schedule.zero_terminal_snr)
+
+
+@lru_cache(maxsize=64)
+def _alphas_cumprod(kind: str, count: int, start: float, end: float, zero_terminal_snr: bool) -> np.ndarray:
+    if kind == "scaled_linear":
+        betas = np.linspace(math.sqrt(start), math.sqrt(end), count) ** 2
+    else:
+        betas = np.linspace(start, end, count)
+    values = np.cumprod(1 - betas)
+    if zero_terminal_snr:
+        values = _rescale_to_zero_snr(values)
+    values.setflags(write=False)
+    return values
+
+
+def _rescale_to_zero_snr(values: np.ndarray) -> np.ndarray:
+    """Shift and scale sqrt(alpha_cumprod): its last becomes 0, its first stays (arXiv 2305.08891, Algorithm 1)."""
+    roots = np.sqrt(values)
+    first, last = roots[0], roots[-1]
+    return ((roots - last) * first / (first - last)) ** 2
+
+
+def alpha_cumprod_at(schedule: NoiseSchedule, t: int) -> float:
+    """alpha_cumprod at timestep t; t = -1 is the end: 1, or alpha_cumprod[0] where `final_alpha` is "first"."""
+    if not END <= t < schedule.num_train_timesteps:
+        raise SpecError(f"timestep {t} is outside the schedule's -1..{schedule.num_train_timesteps - 1}.")
+    if t == END:
+        return 1.0 if schedule.final_alpha == "one" else float(alphas_cumprod(schedule)[0])
+    return float(alphas_cumprod(schedule)[t])
+
+
+def level(schedule: NoiseSchedule, t: int) -> Level:
+    """The noise level at timestep t, -1 being the end of sampling."""
+    alpha_cumprod = alpha_cumprod_at(schedule, t)
+    return Level(math.sqrt(alpha_cumprod), math.sqrt(1 - alpha_cumprod))
+
+
+def _leading(count: int, steps: int) -> list[int]:
+    # Offset 1 as in Stable Diffusion's config; at `count` steps there is no room for it (diffusers runs off the end).
+    # Where steps do not divide count, diffusers rounds the stride down and so starts far below the top (at 600 of 1000
+    # for 600 steps, while x_T is pure noise); here each timestep is rounded down instead.
+    offset = 1 if steps < count else 0
+    return [i * count // steps + offset for i in reversed(range(steps))]
+
+
+def _linspace(count: int, steps: int) -> list[int]:
+    # Counted from 0 up, so that halves round as in diffusers. One step starts at the top: there, at 0, the clean end.
+    return [count - 1] if steps == 1 else np.linspace(0, count - 1, steps).round()[::-1].astype(int).tolist()
+
+
+def _trailing(count: int, steps: int) -> list[int]:
+    return [round(count * (steps - i) / steps) - 1 for i in range(steps)]
+
+
+SPACINGS: dict[str, Callable[[int, int], list[int]]] = {
+    "leading": _leading,
+    "linspace": _linspace,
+    "trailing": _trailing,
+}
+
+
+def timestep_pairs(schedule: NoiseSchedule, steps: int, spacing: str) -> list[tuple[int, int]]:
+    """A trajectory as pairs (t, s): a step from timestep t to s < t; each s is the next pair's t, and the last s is -1.
+
+    Spacings are those of arXiv 2305.08891, Table 2: `leading` (never visits the last timestep; with one step it starts
+    at t = 1, so it is of no use there), `linspace` (visits both ends), `trailing` (starts at the last timestep).
+    Exact at every count, so no timestep repeats. Raises `SpecError` for an unknown spacing, or steps outside 1..T.
+    """
+    count = schedule.num_train_timesteps
+    timesteps_of = lookup(SPACINGS, spacing, "spacing")
+    if not 1 <= steps <= count:
+        raise SpecError(f"steps: {steps} is outside 1..{count}, the schedule's num_train_timesteps.")
+    timesteps = timesteps_of(count, steps)
+    return list(zip(timesteps, [*timesteps[1:], END], strict=True))
+
+
+def check_pairs(pairs: Pairs) -> None:
+    """Raise `SpecError` unless pairs descend and each one starts where the one before ended."""
+    if not pairs:
+        raise SpecError("timestep pairs: none given; timestep_pairs() makes them.")
+    for t, s in pairs:
+        if not t > s >= END:
+            raise SpecError(f"timestep pair ({t}, {s}) does not descend to -1 or above.")
+    for (_, end), (start, _) in pairwise(pairs):
+        if end != start:
+            raise SpecError(f"timestep pairs are not contiguous: one ends at {end}, the next starts at {start}.")

@@ -1,0 +1,427 @@
+"""Images and captions -> shards of latents and text embeddings, once, before any training: encoders never train along.
+
+A folder holds `latents-00000.safetensors`, ... and `header.json`. Each shard has `latents` fp16 [n,C,h,w], `caption`
+int64 [n] (which of the set's distinct captions an image has) and `contexts` fp16 [u,L,D], the embeddings of the captions
+that this shard is the first to use. Caption 0 is the empty one, whose embedding replaces dropped captions. All payloads
+have a fixed size, so that a sample is read from the memory map without parsing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from isocost.data import scenes
+from isocost.data.images import open_images, square_images
+from isocost.data.shards import atomic_write, file_digest
+from isocost.errors import DataError, SpecError
+from isocost.specs import DataSource, DataSpec, digest_of
+
+SCHEMA = 1
+IMAGES_PER_SHARD = 4096
+CAPTIONS_PER_CALL = 256
+PIXELS_PER_CALL = 2**18  # of one call of the autoencoder: 256 images at 32 px, 1 at 512 px
+UNIT_STD = (0.5, 2.0)
+
+
+class ImageEncoder(Protocol):
+    digest: str
+
+    def encode(self, images: np.ndarray) -> Any: ...
+
+
+class CaptionEncoder(Protocol):
+    digest: str
+
+    def encode(self, captions: list[str]) -> Any: ...
+
+
+# ---------------------------------------------------------------------------------------------------------- sources
+
+
+class _Scenes:
+    """The procedural images of a source, drawn in batches. Held-out ones are drawn from a seed of their own."""
+
+    def __init__(self, source: DataSource, split: str):
+        if split != "train":
+            raise SpecError(f"scenes are endless and have no split '{split}': draw held-out ones from another seed.")
+        self._source = source
+        self.resolution = source.resolution
+        self.count = source.images or 0
+        self.digest = digest_of([source.seed, source.scenes.canonical(), self.count])
+
+    def captions(self) -> list[str]:
+        described = scenes.describe_all(self._source.seed, range(self.count), self._source.scenes)
+        return [caption for caption, _ in described]
+
+    def images(self, indices: range) -> np.ndarray:
+        return scenes.draw(self._source.seed, indices, self._source.resolution, self._source.scenes)
+
+
+class _Files:
+    """The captioned images of a source's folders or tars, cut and resized to squares."""
+
+    def __init__(self, source: DataSource, split: str):
+        paths = {"train": source.train, "val": source.val}.get(split)
+        if not paths:
+            raise SpecError(f"data.{split} names no folder or shard of captioned images.")
+        self._images = open_images(paths)
+        self.resolution = source.resolution
+        self.count = len(self._images) if source.images is None or split != "train" else source.images
+        if self.count > len(self._images):
+            raise DataError(f"{paths[0]}: {self.count} images are asked for, but there are {len(self._images)}")
+        self.digest = digest_of([self._images.digest, self.count])
+
+    def captions(self) -> list[str]:
+        return [self._images.caption(index) for index in range(self.count)]
+
+    def images(self, indices: range) -> np.ndarray:
+        return square_images(self._images, indices, self.resolution)
+
+
+# ---------------------------------------------------------------------------------------------------------- encoding
+
+
+def precompute(
+    source: DataSource,
+    autoencoder: ImageEncoder,
+    text_encoder: CaptionEncoder,
+    folder: str | Path,
+    split: str = "train",
+    progress: Callable[[int, int], None] | None = None,
+    check_scale: bool = True,
+) -> LatentShards:
+    """Encode a source's images and distinct captions into `folder`; what is done already is kept.
+
+    Shards appear whole or not at all, so a run that was stopped goes on where it was by calling again. `progress`:
+    called with (images done, images in all) after each batch.
+    Raises `DataError` for a broken image, an encoding that is not finite, latents whose deviation is outside 0.5..2 in
+    every channel (a forgotten scaling factor; `check_scale=False` accepts them), and a folder that holds other data.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    opened = _Scenes(source, split) if source.kind == "scenes" else _Files(source, split)
+    plan = {
+        "schema": SCHEMA,
+        "source": opened.digest,
+        "resolution": source.resolution,
+        "autoencoder": autoencoder.digest,
+        "text_encoder": text_encoder.digest,
+        "images": opened.count,
+        "per_shard": IMAGES_PER_SHARD,
+    }
+    if (folder / "header.json").exists():
+        return _opened_for(folder, plan)
+
+    distinct, caption_of = _number_captions(opened.captions())
+    starts = range(0, opened.count, IMAGES_PER_SHARD)
+    shards, moments, contexts_done = [], _Moments(), 0
+    for number, start in enumerate(starts):
+        path = folder / f"latents-{number:05d}.safetensors"
+        of_images = range(start, min(start + IMAGES_PER_SHARD, opened.count))
+        contexts_end = max(contexts_done, int(caption_of[of_images.start : of_images.stop].max()) + 1)
+        if not _is_shard_of(path, plan):
+            latents = _encode_images(opened, autoencoder, of_images, progress, opened.count)
+            contexts = _encode_captions(text_encoder, distinct[contexts_done:contexts_end], contexts_done == 0)
+            _write(path, latents, caption_of[of_images.start : of_images.stop], contexts, plan)
+        elif progress:
+            progress(of_images.stop, opened.count)
+        moments.add(_open_safetensors(path)["latents"])
+        if check_scale and number in (0, len(starts) - 1):  # at once, and of the whole
+            moments.check_unit(folder)
+        shards.append({"file": path.name, "images": len(of_images), "contexts": contexts_end - contexts_done})
+        contexts_done = contexts_end
+    _write_header(folder, plan, split, source, shards, moments, distinct)
+    return LatentShards(folder)
+
+
+def _number_captions(captions: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """Distinct captions in order of first use, after the empty one, and int64 [N]: which one each image has."""
+    numbers = {"": 0}
+    caption_of = np.array([numbers.setdefault(caption, len(numbers)) for caption in captions], dtype=np.int64)
+    return list(numbers), caption_of
+
+
+def _encode_images(
+    source: _Scenes | _Files, autoencoder: ImageEncoder, indices: range, progress: Any, total: int
+) -> np.ndarray:
+    """fp16 [n,C,h,w]."""
+    batches: list[np.ndarray] = []
+    per_call = max(1, PIXELS_PER_CALL // source.resolution**2)
+    for start in range(0, len(indices), per_call):
+        batch = indices[start : start + per_call]
+        batches.append(_half(autoencoder.encode(source.images(batch)), f"latents of images {batch[0]} to {batch[-1]}"))
+        if progress:
+            progress(batch[-1] + 1, total)
+    return np.concatenate(batches)
+
+
+def _encode_captions(text_encoder: CaptionEncoder, captions: Sequence[str], first: bool) -> np.ndarray:
+    """fp16 [u,L,D]; u may be 0. The shape comes from one call even where there is nothing to encode."""
+    if not captions:
+        return _half(text_encoder.encode([""]), "the empty caption")[:0]
+    batches = []
+    for start in range(0, len(captions), CAPTIONS_PER_CALL):
+        batch = list(captions[start : start + CAPTIONS_PER_CALL])
+        batches.append(_half(text_encoder.encode(batch), f"embeddings of captions from '{batch[0]}'"))
+    return np.concatenate(batches)
+
+
+def _half(values: Any, what: str) -> np.ndarray:
+    """To fp16, refusing what fp16 cannot hold."""
+    with np.errstate(over="ignore"):
+        half = np.asarray(values, dtype=np.float32).astype(np.float16)
+    if not np.isfinite(half).all():
+        raise DataError(f"{what}: not finite in fp16: the encoder's output is broken or not standardised")
+    return half
+
+
+class _Moments:
+    """Mean and standard deviation of latents by channel, merged shard by shard in float64 (Chan et al., 1979)."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: np.ndarray = np.zeros(1)
+        self._squares: np.ndarray = np.zeros(1)
+
+    def add(self, latents: np.ndarray) -> None:
+        values = latents.astype(np.float64)
+        count = values.size // values.shape[1]
+        mean = values.mean(axis=(0, 2, 3))
+        squares = ((values - mean[:, None, None]) ** 2).sum(axis=(0, 2, 3))
+        gap, both = mean - self.mean, self.count + count
+        self._squares = self._squares + squares + gap**2 * (self.count * count / both)
+        self.mean = self.mean + gap * (count / both)
+        self.count = both
+
+    @property
+    def std(self) -> np.ndarray:
+        return np.sqrt(self._squares / self.count)
+
+    def check_unit(self, folder: Path) -> None:
+        low, high = UNIT_STD
+        if ((self.std < low) | (self.std > high)).all():
+            found = ", ".join(f"{value:.3g}" for value in self.std)
+            raise DataError(
+                f"{folder}: the latents' standard deviation by channel is {found}, not about 1: was the autoencoder's "
+                "scaling factor forgotten?"
+            )
+
+
+# ---------------------------------------------------------------------------------------------------------- files
+
+
+def _write(path: Path, latents: np.ndarray, captions: np.ndarray, contexts: np.ndarray, plan: dict[str, Any]) -> None:
+    from safetensors.numpy import save
+
+    tensors = {"latents": latents, "caption": captions, "contexts": contexts}
+    tensors = {
+        name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()
+    }  # `save` writes memory as it lies
+    with atomic_write(path) as file:
+        file.write(save(tensors, metadata={"plan": digest_of(plan)}))
+
+
+def _write_header(
+    folder: Path,
+    plan: dict[str, Any],
+    split: str,
+    source: DataSource,
+    shards: list[dict[str, Any]],
+    moments: _Moments,
+    distinct: list[str],
+) -> None:
+    for shard in shards:
+        shard["sha256"] = file_digest(folder / shard["file"])
+    captions = "".join(json.dumps(caption, ensure_ascii=False) + "\n" for caption in distinct).encode()
+    with atomic_write(folder / "captions.jsonl") as file:
+        file.write(captions)
+    first = _open_safetensors(folder / shards[0]["file"])
+    header = {
+        **plan,
+        "split": split,
+        "source_spec": source.model_dump(mode="json"),
+        "latent_shape": list(first["latents"].shape[1:]),
+        "context_shape": list(first["contexts"].shape[1:]),
+        "captions": len(distinct),
+        "mean": moments.mean.tolist(),
+        "std": moments.std.tolist(),
+        "shards": shards,
+        "digest": digest_of([plan, [shard["sha256"] for shard in shards]]),
+    }
+    with atomic_write(folder / "header.json") as file:
+        file.write(json.dumps(header, indent=1).encode())
+
+
+def _is_shard_of(path: Path, plan: dict[str, Any]) -> bool:
+    """Whether a whole shard of this very plan lies at `path`; one of another plan is written anew."""
+    if not path.exists():
+        return False
+    try:
+        return _safetensors_header(path)[0].get("__metadata__", {}).get("plan") == digest_of(plan)
+    except DataError:
+        return False
+
+
+def _opened_for(folder: Path, plan: dict[str, Any]) -> LatentShards:
+    data = LatentShards(folder)
+    different = [name for name, value in plan.items() if data.header.get(name) != value]
+    if different:
+        raise DataError(f"{folder}: holds other data ({', '.join(different)} differ): give another folder, or move it")
+    return data
+
+
+def _safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
+    """A safetensors file's header and the offset of its payload. Raises `DataError` when it is damaged or truncated."""
+    size = path.stat().st_size if path.is_file() else -1
+    if size < 0:
+        raise DataError(f"{path}: this shard is missing")
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(length, size)))
+        end = max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise DataError(f"{path}: not a safetensors file, or damaged: delete it and precompute again") from None
+    if size != 8 + length + end:
+        raise DataError(f"{path}: {size} bytes, not {8 + length + end}: truncated; delete it and precompute again")
+    return header, 8 + length
+
+
+DTYPES = {"F16": np.dtype("<f2"), "I64": np.dtype("<i8")}
+
+
+def _open_safetensors(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a shard as read-only arrays in a memory map."""
+    header, start = _safetensors_header(path)
+    arrays = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
+        empty = math.prod(shape) == 0  # which a memory map cannot be
+        offset = start + entry["data_offsets"][0]
+        arrays[name] = np.empty(shape, dtype) if empty else np.asarray(np.memmap(path, dtype, "r", offset, shape))
+    return arrays
+
+
+class LatentShards:
+    """What `precompute` wrote, read at random from memory maps: processes on one machine share the pages.
+
+    `header`: encoders' digests, shapes, counts, and the latents' mean and deviation by channel.
+    Raises `DataError` when a shard is missing, truncated, or of another shape than the header says.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.header = self._read_header()
+        self.latent_shape: tuple[int, ...] = tuple(self.header["latent_shape"])
+        self.context_shape: tuple[int, ...] = tuple(self.header["context_shape"])
+        shards = [self._open(shard) for shard in self.header["shards"]]
+        self._latents = _Rows([shard["latents"] for shard in shards])
+        self._contexts = _Rows([shard["contexts"] for shard in shards])
+        self.caption_of = np.concatenate([shard["caption"] for shard in shards])
+        if self.caption_of.min() < 0 or self.caption_of.max() >= len(self._contexts):
+            raise DataError(f"{self.folder}: an image's caption has no embedding: the shards are not of one set")
+
+    def __len__(self) -> int:
+        return len(self._latents)
+
+    @property
+    def spec(self) -> DataSpec:
+        """The data by content, for a `TrainSpec`."""
+        return DataSpec(
+            digest_of_shards=self.header["digest"],
+            images=len(self),
+            resolution=self.header["resolution"],
+            latent_shape=self.latent_shape,  # type: ignore[arg-type]
+            context_shape=self.context_shape,  # type: ignore[arg-type]
+            autoencoder=self.header["autoencoder"],
+            text_encoder=self.header["text_encoder"],
+        )
+
+    def latents(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """fp32 [B,C,h,w] of images `indices`."""
+        return self._latents.take(indices)
+
+    def contexts(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """fp32 [B,L,D]: the embeddings of the captions of images `indices`."""
+        return self._contexts.take(self.caption_of[np.asarray(indices)])
+
+    @property
+    def null_context(self) -> np.ndarray:
+        """fp32 [L,D]: the embedding of the empty caption."""
+        return self._contexts.take([0])[0]
+
+    @property
+    def captions(self) -> list[str]:
+        """The caption of every image."""
+        path = self.folder / "captions.jsonl"
+        try:
+            distinct = [json.loads(line) for line in path.read_text().splitlines()]
+            return [distinct[number] for number in self.caption_of]
+        except (OSError, ValueError, IndexError) as error:
+            raise DataError(f"{path}: cannot be read, or does not fit the shards: {error}") from None
+
+    def verify(self) -> None:
+        """Read every byte and compare with the header. Raises `DataError` naming the shard that changed."""
+        for shard in self.header["shards"]:
+            if file_digest(self.folder / shard["file"]) != shard["sha256"]:
+                raise DataError(f"{self.folder / shard['file']}: damaged: delete the folder and precompute again")
+
+    def _read_header(self) -> dict[str, Any]:
+        path = self.folder / "header.json"
+        try:
+            header = json.loads(path.read_bytes())
+        except OSError:
+            raise DataError(f"{path}: missing: not a folder of latents, or one whose encoding has not ended") from None
+        except ValueError as error:
+            raise DataError(f"{path}: not JSON: {error}") from None
+        if header.get("schema") != SCHEMA:
+            raise DataError(f"{path}: schema {header.get('schema')}; this release reads {SCHEMA}: precompute again")
+        return header
+
+    def _open(self, shard: dict[str, Any]) -> dict[str, np.ndarray]:
+        path = self.folder / shard["file"]
+        arrays = _open_safetensors(path)
+        expected = {
+            "latents": (shard["images"], *self.latent_shape),
+            "caption": (shard["images"],),
+            "contexts": (shard["contexts"], *self.context_shape),
+        }
+        for name, shape in expected.items():
+            found = arrays[name].shape if name in arrays else None
+            if found != shape:
+                raise DataError(f"{path}: '{name}' has shape {found}; the header says {shape}")
+        return arrays
+
+
+class _Rows:
+    """The rows of several arrays as if they were one."""
+
+    def __init__(self, parts: Sequence[np.ndarray]):
+        self._parts = parts
+        self._ends = np.cumsum([len(part) for part in parts])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """fp32 copies of `rows`, in their order. Raises `IndexError` out of range."""
+        wanted = np.asarray(rows, dtype=np.int64)
+        if wanted.size and (wanted.min() < 0 or wanted.max() >= len(self)):
+            raise IndexError(f"rows {wanted.min()}..{wanted.max()} of {len(self)}")
+        taken = np.empty((len(wanted), *self._parts[0].shape[1:]), np.float32)
+        number = np.searchsorted(self._ends, wanted, side="right")
+        for part in np.unique(number):
+            here = number == part
+            start = self._ends[part] - len(self._parts[part])
+            # torch casts fp16 several times as fast as numpy.
+            taken[here] = torch.from_numpy(self._parts[part][wanted[here] - start]).float().numpy()
+        return taken

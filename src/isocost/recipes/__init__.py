@@ -1,0 +1,34 @@
+"""Recipes: functions that return a StudySpec. `isocost recipe show NAME > my.yaml` writes one out to be edited."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from isocost.errors import SpecError, did_you_mean, lookup
+from isocost.recipes.emoji import emoji
+from isocost.recipes.scenes import quickstart, scenes
+from isocost.specs import StudySpec
+
+RECIPES: dict[str, Callable[..., StudySpec]] = {"quickstart": quickstart, "scenes": scenes, "emoji": emoji}
+
+
+def recipe(name: str, **arguments: Any) -> StudySpec:
+    """The study of a recipe, with the arguments that it takes (`emoji(data=...)`).
+
+    Raises:
+        SpecError: no such recipe or argument, or an argument that it needs is missing.
+    """
+    make = lookup(RECIPES, name, "recipe")
+    parameters = inspect.signature(make).parameters
+    for argument in arguments:
+        if argument not in parameters:
+            raise SpecError(f"recipe '{name}' takes no '{argument}'.{did_you_mean(argument, parameters)}")
+    for parameter in parameters.values():
+        if parameter.default is parameter.empty and parameter.name not in arguments:
+            raise SpecError(f"recipe '{name}' needs --{parameter.name}: {SUMMARIES[name]}")
+    return make(**arguments)
+
+
+SUMMARIES = {name: (make.__doc__ or "").strip().splitlines()[0] for name, make in RECIPES.items()}

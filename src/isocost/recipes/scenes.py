@@ -1,0 +1,72 @@
+"""Studies on procedural scenes with the shipped encoders: nothing to download."""
+
+from __future__ import annotations
+
+from isocost.models.ladder import ladder
+from isocost.specs import (
+    DataSource,
+    Ema,
+    Evaluation,
+    Grid,
+    LrSchedule,
+    ModelSpec,
+    Optimizer,
+    SceneOptions,
+    StudySpec,
+    TrainSettings,
+)
+
+
+def micro_members(*widths: int) -> tuple[ModelSpec, ...]:
+    """Members of the micro ladder by width."""
+    by_width = {model.width: model for model in ladder("micro").members}
+    return tuple(by_width[width] for width in widths)
+
+
+def quickstart() -> StudySpec:
+    """Three members on one-group scenes at 32 px: trained, swept and answered in minutes on two cores."""
+    images = 38_400
+    return StudySpec(
+        name="quickstart",
+        data=DataSource(kind="scenes", resolution=32, images=images, scenes=SceneOptions(groups=1)),
+        members=micro_members(8, 16, 32),
+        train=TrainSettings(
+            images=images,
+            batch=128,
+            optimizer=Optimizer(lr=2e-3),
+            lr_schedule=LrSchedule(kind="cosine", warmup_images=1280),
+            caption_dropout=0.1,
+            ema=Ema(halflife_images=6400),
+            checkpoints=(9_600, 19_200),
+        ),
+        grid=Grid(samplers=("ddim",), steps=(1, 2, 3, 4, 8, 16), guidance=(1.0, 2.0, 4.0)),
+        extra_grids=(Grid(samplers=("dpmpp_2m",), steps=(4, 8), guidance=(1.0, 2.0, 4.0)),),
+        curve=Grid(samplers=("ddim",), steps=(8,), guidance=(2.0,)),
+        evaluation=Evaluation(images=512, references=4096),
+    )
+
+
+def scenes() -> StudySpec:
+    """Five members on two-group scenes at 32 px, every sampler, the paper's guidance rates and 1: some hours."""
+    images = 256_000
+    return StudySpec(
+        name="scenes",
+        data=DataSource(kind="scenes", resolution=32, images=images),
+        members=micro_members(8, 16, 24, 32, 48),
+        train=TrainSettings(
+            images=images,
+            batch=128,
+            optimizer=Optimizer(lr=1e-3),
+            lr_schedule=LrSchedule(kind="cosine", warmup_images=2560),
+            caption_dropout=0.1,
+            ema=Ema(halflife_images=12_800),
+            checkpoints=(32_000, 64_000, 128_000),
+        ),
+        grid=Grid(
+            samplers=("ddim", "ddpm", "dpmpp_2m"),
+            steps=(1, 2, 3, 4, 6, 8, 10, 20, 50),
+            guidance=(1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0),
+        ),
+        curve=Grid(samplers=("ddim",), steps=(20,), guidance=(2.0,)),
+        evaluation=Evaluation(images=1024, references=10_240),
+    )

@@ -1,0 +1,1 @@
+"""Figures and the static report page of a study."""

@@ -1,0 +1,117 @@
+"""A store's report: its table, the image strips worth looking at, and the page that shows them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from isocost.analysis.frontier import Cells, best_guidance
+from isocost.environment import environment
+from isocost.report.figures import Strip, attribute_name, paper_figures
+from isocost.report.page import report
+from isocost.study import run
+from isocost.study.grid import Cell
+from isocost.study.run import Trained
+from isocost.study.store import Store
+
+PROMPTS_SHOWN = 8
+
+
+def write(store: Store, folder: Path, metric: str | None = None) -> Path:
+    """Write `folder`/report.html and `folder`/figures, from what the store holds; images of strips are made if missing.
+
+    Raises:
+        StoreError: no study there, members not trained, or nothing scored.
+    """
+    trained = run.opened(store)
+    table = run.table(store)
+    select_by = trained.study.evaluation.select_by
+    cells = best_guidance(table, metric or select_by, select_by)
+    strips = study_strips(trained, cells)
+    baselines = read_baselines(store)
+    paper_figures(table, cells, folder / "figures", baselines, {name: strip for name, (_, strip) in strips.items()})
+    return report(
+        table,
+        study=trained.study,
+        folder=folder,
+        metric=metric,
+        strips={title: strip for title, strip in strips.values()},
+        accuracy_baselines=baselines,
+        environment=environment(),
+        influence=store.influence,
+    )
+
+
+def read_baselines(store: Store) -> dict[str, dict[str, float]]:
+    """Attribute -> chance, ceiling and real-image accuracy, where the study measured them."""
+    path = store.path / "baselines.json"
+    measured = json.loads(path.read_text()) if path.is_file() else {}
+    return {attribute_name(metric): levels for metric, levels in measured.items()}
+
+
+def study_strips(trained: Trained, cells: Cells) -> dict[str, tuple[str, Strip]]:
+    """File name -> (title, strip): size by prompt (Fig. 1), guidance (Fig. 7) and equal cost (Fig. 10)."""
+    shown = Pictures(trained)
+    sampler = trained.study.grid.samplers[0]
+    rows = cells.rows[cells.rows["sampler"] == sampler]
+    strips = {"size": ("Every size at its most steps and best guidance (as Fig. 1)", by_size(shown, rows))}
+    for place in dict.fromkeys((0, -1)):
+        member = cells.members[place]
+        strips[f"guidance-{member}"] = (f"Guidance, {member} (as Fig. 7)", by_guidance(shown, member, sampler))
+    equal = equal_cost(shown, rows, cells)
+    if equal is not None:
+        strips["equal-cost"] = ("About equal paper cost (as Fig. 10)", equal)
+    return strips
+
+
+class Pictures:
+    """Images of a study's cells under its strip prompts, and the captions over their columns."""
+
+    def __init__(self, trained: Trained):
+        self.trained = trained
+        self.prompts = run.strip_prompts(trained.study)
+        self.count = min(PROMPTS_SHOWN, self.prompts.period or PROMPTS_SHOWN)
+        self.captions = tuple(self.prompts.at(place)[0].text for place in range(self.count))
+        self.by_key = {cell.key.digest: cell for cell in trained.cells}
+
+    def of(self, cell: Cell) -> np.ndarray:
+        """uint8 [count, H, W, 3]."""
+        return run.strip(self.trained, cell, self.prompts, self.count)
+
+    def rows(self, cells: Sequence[Cell], labels: Sequence[str], caption: str) -> Strip:
+        return Strip(np.stack([self.of(cell) for cell in cells]), self.captions, tuple(labels), caption)
+
+
+def by_size(shown: Pictures, rows: pd.DataFrame) -> Strip:
+    """A row a member, at its most steps and the guidance chosen there."""
+    most = rows.loc[rows.groupby("member")["steps"].idxmax()].sort_values("params")
+    cells = [shown.by_key[key] for key in most["sample_key"]]
+    labels = [cell.label for cell in cells]
+    return shown.rows(cells, labels, "Same prompts and same starting noise in every row.")
+
+
+def by_guidance(shown: Pictures, member: str, sampler: str) -> Strip:
+    """A row a guidance scale, one member at its most steps."""
+    cells = [c for c in shown.trained.cells if c.model.name == member and c.plan.sampler == sampler and not c.curve]
+    steps = max(cell.plan.steps for cell in cells)
+    chosen = sorted((c for c in cells if c.plan.steps == steps), key=lambda cell: cell.plan.guidance.scale)
+    one_seed = [cell for cell in chosen if cell.seed == chosen[0].seed]
+    labels = [f"guidance {cell.plan.guidance.scale:g}" for cell in one_seed]
+    return shown.rows(one_seed, labels, f"{member}, {sampler}, {steps} steps; same prompts and noise in every row.")
+
+
+def equal_cost(shown: Pictures, rows: pd.DataFrame, cells: Cells) -> Strip | None:
+    """Each member with the most steps that a shared budget allows: the cheapest plan of the largest member with 2 steps or more."""
+    largest = rows[(rows["member"] == cells.members[-1]) & (rows["steps"] >= 2)]
+    if largest.empty:
+        return None
+    budget = largest["paper_cost"].min()
+    within = rows[rows["paper_cost"] <= budget * 1.001]
+    chosen = within.loc[within.groupby("member")["steps"].idxmax()].sort_values("params")
+    labels = [f"{row.member} {row.steps} steps, cost {row.paper_cost:.2g}" for row in chosen.itertuples()]
+    picked = [shown.by_key[key] for key in chosen["sample_key"]]
+    return shown.rows(picked, labels, f"At most {budget:.2g} units of the paper's cost an image.")

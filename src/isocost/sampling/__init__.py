@@ -1,0 +1,1 @@
+"""Sampling: a network, a plan and prompts in, images out. Nothing here knows of training or scoring."""

@@ -1,0 +1,68 @@
+"""Prompts to images: text encoder, trajectory and decoder, a chunk at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from isocost.diffusion.denoiser import Network
+from isocost.encoders.autoencoder import Autoencoder
+from isocost.encoders.text import TextEncoder
+from isocost.errors import SpecError
+from isocost.sampling.engine import sample_latents, threads
+from isocost.specs import EngineSpec, SamplingPlan
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """What turns prompts into images: a prepared network and the encoders it was trained with."""
+
+    network: Network
+    autoencoder: Autoencoder
+    text_encoder: TextEncoder
+    latent_shape: tuple[int, int, int]
+    caption_dropout: float
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Images [n, H, W, 3] uint8, network evaluations an image, and seconds an image (encoders included)."""
+
+    images: np.ndarray
+    evaluations: int
+    seconds: float
+
+
+def generate(
+    pipeline: Pipeline, plan: SamplingPlan, engine: EngineSpec, prompts: Sequence[tuple[str, str, int]]
+) -> Chunk:
+    """The images of up to engine.batch prompts, each given as (prompt id, text, replicate).
+
+    Image i is a function of (prompt id, text, replicate), the plan and the engine: not of the other prompts.
+
+    Raises:
+        SpecError: a guided plan on a checkpoint trained without caption dropout, whose empty prompt means nothing.
+    """
+    if plan.guidance.scale != 1 and pipeline.caption_dropout == 0:
+        raise SpecError(
+            f"guidance scale {plan.guidance.scale:g} needs a checkpoint trained with caption_dropout > 0; "
+            "this one was trained with 0. Use scale 1, or train with caption_dropout 0.1."
+        )
+    start = time.perf_counter()
+    with threads(engine.threads):
+        context = pipeline.text_encoder.encode([text for _, text, _ in prompts])
+        null_context = pipeline.text_encoder.encode([""])[0]
+        latents, evaluations = sample_latents(
+            pipeline.network,
+            plan,
+            context,
+            null_context,
+            [(prompt_id, replicate) for prompt_id, _, replicate in prompts],
+            pipeline.latent_shape,
+            engine,
+        )
+        images = pipeline.autoencoder.decode(latents.cpu().numpy())
+    return Chunk(images, evaluations, (time.perf_counter() - start) / len(prompts))

@@ -1,0 +1,1 @@
+"""How good the images are: features of fixed networks, statistics of features, and metrics with their errors."""

@@ -1,0 +1,437 @@
+"""Frozen specs: what every artifact is a function of. YAML or JSON in and out, and a digest that names the artifact.
+
+This module imports nothing of ours but the errors. A field added after release is listed in its class's `NEUTRAL` with
+the value that means "as before"; while it holds that value it stays out of the digest, so old stores keep their keys.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from isocost.errors import SpecError, did_you_mean
+
+SCHEMA = 1
+Prediction = Literal["epsilon", "v_prediction", "sample"]
+Spacing = Literal["leading", "linspace", "trailing"]
+Split = Literal["selection", "report", "all"]
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys, no blanks and shortest round-trip floats: equal values give equal bytes."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest_of(value: Any) -> str:
+    """sha256 (64 hex digits) of `canonical_json(value)`."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+class Spec(BaseModel):
+    """Base of all specs: frozen, no unknown fields, a digest, and YAML in and out."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    NEUTRAL: ClassVar[dict[str, Any]] = {}
+
+    def canonical(self) -> dict[str, Any]:
+        """Plain values of the fields that count in the digest."""
+        fields = {}
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if name in self.NEUTRAL and value == self.NEUTRAL[name]:
+                continue
+            fields[name] = _plain(value)
+        return fields
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the spec's type, schema number and canonical fields."""
+        return digest_of({"type": type(self).__name__, "schema": SCHEMA, **self.canonical()})
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+    @classmethod
+    def from_yaml(cls, text: str, where: str = "spec") -> Self:
+        """Parse YAML or JSON. Raises `SpecError` with the field's path and the nearest right name."""
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise SpecError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
+        return cls.parse(value, where)
+
+    @classmethod
+    def parse(cls, value: Any, where: str = "spec") -> Self:
+        if not isinstance(value, dict):
+            raise SpecError(f"{where}: expected fields of {cls.__name__}, found {type(value).__name__}.")
+        try:
+            return cls.model_validate(value)
+        except ValidationError as error:
+            raise SpecError(_explain(cls, error, where)) from None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Spec):
+        return value.canonical()
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return value
+
+
+def _explain(cls: type[Spec], error: ValidationError, where: str) -> str:
+    """One line: file, path of the field, what was wrong, and the nearest right field where one was unknown."""
+    # An unknown field first: a misspelt required one is then named as such, not as missing.
+    first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
+    path = ".".join(str(part) for part in first["loc"]) or cls.__name__
+    if first["type"] == "extra_forbidden":
+        owner: Any = cls
+        for part in first["loc"][:-1]:
+            owner = _spec_of(owner, str(part)) or owner
+        return f"{where}: {path}: unknown field.{did_you_mean(str(first['loc'][-1]), owner.model_fields)}"
+    found = "" if isinstance(first.get("input"), dict) else f" (found {first.get('input')!r})"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{where}: {path}: {first['msg'].removeprefix('Value error, ')}{found}{more}"
+
+
+def _spec_of(owner: type[Spec], field: str) -> type[Spec] | None:
+    """The Spec class in the annotation of `owner.field`, looking inside tuples and unions."""
+    info = owner.model_fields.get(field)
+    waiting = [info.annotation] if info else []
+    while waiting:
+        kind = waiting.pop()
+        if isinstance(kind, type) and issubclass(kind, Spec):
+            return kind
+        waiting.extend(getattr(kind, "__args__", ()))
+    return None
+
+
+class ModelSpec(Spec):
+    """One member of a family. `width` is c, the channels of the first level; all else follows from the family."""
+
+    family: str
+    width: int = Field(gt=0)
+    context_dim: int = Field(gt=0, description="width of a text token embedding")
+    num_heads: int = Field(8, gt=0)
+    in_channels: int = Field(4, gt=0)
+    out_channels: int = Field(4, gt=0)
+
+    @property
+    def name(self) -> str:
+        return f"c{self.width}"
+
+
+class NoiseSchedule(Spec):
+    """alpha_cumprod over integer timesteps 0..num_train_timesteps-1. Defaults: Stable Diffusion 1.5's betas.
+
+    `final_alpha` is the alpha_cumprod that the last sampling step lands on: `one` (a clean image) or `first`
+    (alpha_cumprod[0], diffusers' `set_alpha_to_one=False`).
+    """
+
+    kind: Literal["scaled_linear", "linear"] = "scaled_linear"
+    num_train_timesteps: int = Field(1000, ge=2)
+    beta_start: float = Field(0.00085, gt=0, lt=1)
+    beta_end: float = Field(0.012, gt=0, lt=1)
+    zero_terminal_snr: bool = False
+    final_alpha: Literal["one", "first"] = "one"
+
+
+class SceneOptions(Spec):
+    """How varied procedural scenes are. `groups`: at most this many groups of equal objects in a scene."""
+
+    groups: int = Field(2, ge=1, le=2)
+    version: int = Field(1, ge=1)
+
+
+class DataSource(Spec):
+    """Where captioned images come from, before encoding. A path is where to look; the digest of what lies there counts.
+
+    `kind` "scenes" draws image i from (seed, i); "images" reads WebDataset tars or a folder with captions at `train`
+    and `val`. `autoencoder` and `text_encoder`: a shipped asset's name, a local folder, a hub id, or "own": trained
+    on this source by the study's first stage.
+    """
+
+    kind: Literal["scenes", "images"] = "scenes"
+    resolution: int = Field(32, ge=8, description="pixels a side")
+    images: int | None = Field(None, ge=1, description="how many images; None: all there are")
+    seed: int = 0
+    scenes: SceneOptions = SceneOptions()
+    train: tuple[str, ...] = ()
+    val: tuple[str, ...] = ()
+    autoencoder: str = "scenes-vae"
+    text_encoder: str = "scenes-clip-condition"
+    encoder_training: EncoderTraining | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.kind == "scenes" and self.images is None:
+            raise ValueError("scenes are endless: say how many images to draw in `images`")
+        if self.kind == "images" and not self.train:
+            raise ValueError("kind 'images' needs `train`: folders or .tar shards of captioned images")
+        if "own" in (self.autoencoder, self.text_encoder) and self.encoder_training is None:
+            raise ValueError("an encoder is 'own' but `encoder_training` does not say how to train it")
+        return self
+
+
+class EncoderTraining(Spec):
+    """How a study's first stage trains an autoencoder and a pair of CLIPs (one conditions, the other scores)."""
+
+    autoencoder_images: int = Field(gt=0, description="images seen in training")
+    clip_images: int = Field(gt=0, description="images seen in training, each CLIP")
+    channels: int = Field(32, gt=0, description="autoencoder channels at full resolution")
+    latent_channels: int = Field(4, gt=0)
+    hidden: int = Field(64, gt=0, description="width of the conditioning text encoder")
+    vocabulary: int = Field(1024, gt=0, description="BPE tokens")
+    context_length: int = Field(32, gt=2, description="tokens, start and end included")
+    batch: int = Field(64, gt=0)
+    seed: int = 0
+
+
+class DataSpec(Spec):
+    """Encoded data: shards of latents and text embeddings, named by content. Paths live outside, in a locator."""
+
+    digest_of_shards: str
+    images: int = Field(gt=0)
+    resolution: int
+    latent_shape: tuple[int, int, int]
+    context_shape: tuple[int, int]
+    autoencoder: str = Field(description="content digest")
+    text_encoder: str = Field(description="content digest")
+
+
+class Optimizer(Spec):
+    """AdamW. `lr` is the peak learning rate."""
+
+    lr: float = Field(1e-3, gt=0)
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.99, ge=0, lt=1)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+
+
+class LrSchedule(Spec):
+    """Learning rate as a function of images seen: linear warm-up, then constant, or cosine to 0 at the end."""
+
+    kind: Literal["constant", "cosine"] = "cosine"
+    warmup_images: int = Field(0, ge=0)
+
+
+class Ema(Spec):
+    """Exponential moving average of the weights, by images seen: decay of a step = 0.5 ** (batch / halflife).
+
+    Early on the half-life is at most `rampup` x images seen (EDM2, arXiv 2312.02696, training loop).
+    """
+
+    halflife_images: int = Field(10_000, gt=0)
+    rampup: float | None = Field(0.05, gt=0)
+
+
+class CheckpointRef(Spec):
+    """A checkpoint by content. Which folder holds it is known to a locator, outside every digest."""
+
+    content_digest: str
+    weights: Literal["ema", "raw"] = "ema"
+    images_seen: int = Field(ge=0)
+
+
+class TrainSettings(Spec):
+    """How members are trained: all of a TrainSpec but the member, the data and the seed."""
+
+    schedule: NoiseSchedule = NoiseSchedule()
+    prediction: Prediction = "v_prediction"
+    objective: str = "denoise"
+    images: int = Field(gt=0, description="images seen in all")
+    batch: int = Field(gt=0, description="images a step, over all ranks and accumulation")
+    accumulation: int = Field(1, ge=1, description="micro-batches a step")
+    optimizer: Optimizer = Optimizer()
+    lr_schedule: LrSchedule = LrSchedule()
+    clip: float | None = Field(1.0, gt=0, description="gradient norm")
+    precision: Literal["fp32", "bf16"] = "fp32"
+    caption_dropout: float = Field(ge=0, lt=1, description="share of captions replaced by the empty one; CFG needs > 0")
+    ema: Ema = Ema()
+    checkpoints: tuple[int, ...] = Field((), description="images seen at which a checkpoint is kept for scoring")
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.batch % self.accumulation:
+            raise ValueError(f"batch {self.batch} is not a multiple of accumulation {self.accumulation}")
+        for images in self.checkpoints:
+            if images % self.batch or not 0 < images <= self.images:
+                raise ValueError(f"checkpoints: {images} is not a multiple of batch {self.batch} up to {self.images}")
+        if self.images % self.batch:
+            raise ValueError(f"images {self.images} is not a multiple of batch {self.batch}")
+        return self
+
+
+class TrainSpec(TrainSettings):
+    """One training run. Its digest names the run's folder; two runs of one digest are one run."""
+
+    model: ModelSpec
+    data: DataSpec
+    seed: int = 0
+    start_from: CheckpointRef | None = None
+    teacher: CheckpointRef | None = None
+
+
+class Guidance(Spec):
+    """Classifier-free guidance, one convention: scale 1 = none; out = uncond + scale (cond - uncond).
+
+    `interval` (arXiv 2404.07724) limits guidance to timesteps low <= t <= high.
+    """
+
+    NEUTRAL: ClassVar[dict[str, Any]] = {"interval": None, "mode": "cfg", "guide": None}
+    scale: float = Field(1.0, ge=0)
+    interval: tuple[int, int] | None = None
+    mode: Literal["cfg"] = "cfg"
+    guide: CheckpointRef | None = None
+
+
+class Stage(Spec):
+    """Which checkpoint serves the trajectory down from its share `until` (1 = to the end) of the steps."""
+
+    checkpoint: CheckpointRef
+    until: float = Field(1.0, gt=0, le=1)
+
+
+class SamplingPlan(Spec):
+    """One way to spend a sampling budget. What the image of a (prompt, replicate) is a function of, with the engine."""
+
+    stages: tuple[Stage, ...] = Field(min_length=1, max_length=1, description="one: the checkpoint that is sampled")
+    schedule: NoiseSchedule
+    prediction: Prediction
+    sampler: str
+    steps: int = Field(ge=1)
+    spacing: Spacing = "trailing"
+    guidance: Guidance = Guidance()
+    eta: float = Field(0.0, ge=0, le=1, description="DDIM's eta: 0 deterministic, 1 DDPM's small variance")
+    variance: Literal["small", "large"] = Field("small", description="DDPM only")
+
+
+class PromptSet(Spec):
+    """A named list of prompts. `digest_of_prompts` covers ids and texts; `split` halves the list by parity of place."""
+
+    name: str
+    version: int = 1
+    digest_of_prompts: str
+    split: Split = "all"
+
+
+class EngineSpec(Spec):
+    """How images are computed, so far as it moves their last bits. Images of two engines never share a cell."""
+
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    device: Literal["cpu", "cuda"] = "cpu"
+    compiled: bool = False
+    threads: int = Field(1, ge=1)
+    batch: int = Field(64, ge=1, description="B: images a network call, fixed; a short chunk is padded to it")
+
+
+class SampleKey(Spec):
+    """What a set of images is a function of; how many there are is not in it."""
+
+    plan: SamplingPlan
+    promptset: PromptSet
+    latent_shape: tuple[int, int, int]
+    noise_version: int = 1
+    engine: EngineSpec
+
+
+class ScoreSpec(Spec):
+    """One number from one sample set. `extractor` and `reference` are identities (name and content digest)."""
+
+    metric: str
+    extractor: str
+    reference: str | None = None
+    resize: str = "none"
+    n: int = Field(ge=1)
+    split: Split = "all"
+
+
+class Score(Spec):
+    """A value with its standard error, n, digests and environment. None for `stderr`: the metric has none."""
+
+    sample_key: str
+    score_spec: ScoreSpec
+    value: float
+    stderr: float | None
+    bias: float | None = None
+    n: int
+    higher_is_better: bool
+    unit: str = ""
+    valid: bool = Field(True, description="False where n is too small for the value to be trusted (shown greyed)")
+    environment: dict[str, Any]
+
+
+class Budget(Spec):
+    """What one image may cost. paper: forward FLOPs over those of the reference member x steps."""
+
+    unit: Literal["paper", "gflops", "seconds"]
+    limit: float = Field(gt=0)
+
+
+class Grid(Spec):
+    """Cells of a sweep: every member x sampler x steps x guidance scale."""
+
+    samplers: tuple[str, ...] = ("ddim",)
+    steps: tuple[int, ...] = (1, 2, 4, 8, 20)
+    guidance: tuple[float, ...] = (1.0,)
+    spacing: Spacing = "trailing"
+    eta: float = Field(0.0, ge=0, le=1)
+    variance: Literal["small", "large"] = "small"
+
+    @field_validator("samplers", "steps", "guidance")
+    @classmethod
+    def _distinct(cls, value: tuple) -> tuple:
+        if not value or len(set(value)) != len(value):
+            raise ValueError("needs one value or more, each once")
+        return value
+
+
+class Evaluation(Spec):
+    """What every cell is scored by: prompts, images, extractors and metrics."""
+
+    prompts: str = Field("scenes-val", description="name of a prompt list, or a path to a .txt with a prompt a line")
+    images: int = Field(512, ge=2, description="images a cell: prompts 0..n-1, one replicate each")
+    references: int = Field(4096, ge=2, description="held-out real images")
+    metrics: tuple[Literal["fd", "kid", "clip", "accuracy"], ...] = ("fd", "kid", "clip", "accuracy")
+    extractor: str = Field("scenes-clip-score", description="CLIP that scores: shipped, a folder, a hub id or 'own'")
+    fd_dims: int | None = Field(32, ge=2, description="Frechet distance on a fixed projection to so many dimensions")
+    classifier: str = Field("scenes-attributes", description="attribute classifier of the caption accuracy")
+    select_by: Literal["fd", "kid", "clip", "accuracy"] = Field(
+        "fd", description="metric by which guidance is chosen on the selection half"
+    )
+    keep_images: bool = Field(False, description="store the images of every cell, not only their features")
+
+
+class StudySpec(Spec):
+    """A scaling study: data, members, training, grid and scores. Every artifact follows from it."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    data: DataSource
+    members: tuple[ModelSpec, ...] = Field(min_length=1)
+    train: TrainSettings
+    seeds: tuple[int, ...] = (0,)
+    grid: Grid = Grid()
+    extra_grids: tuple[Grid, ...] = Field((), description="more cells, for instance another sampler at fewer steps")
+    curve: Grid | None = Field(None, description="one cell at each kept checkpoint: quality against training compute")
+    evaluation: Evaluation = Evaluation()
+    engine: EngineSpec = EngineSpec()
+    strips: str | None = Field(None, description="prompt list of the report's image strips; None: the first scored ones")
+
+
+DataSource.model_rebuild()
+
+
+def load(path: str | Path, cls: type[Spec]) -> Any:
+    """Read a spec of class `cls` from a YAML or JSON file."""
+    try:
+        text = Path(path).read_text()
+    except OSError as error:
+        raise SpecError(f"{path}: {error.strerror or error}") from None
+    return cls.from_yaml(text, where=str(path))

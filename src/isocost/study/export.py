@@ -1,0 +1,173 @@
+"""A checkpoint as a diffusers folder: UNet, encoders, scheduler and a model card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from isocost import __version__
+from isocost.encoders.autoencoder import load_autoencoder
+from isocost.encoders.text import load_text_encoder
+from isocost.errors import SpecError, StoreError
+from isocost.models.cost import forward_flops, parameters, training_flops
+from isocost.specs import NoiseSchedule, TrainSpec
+from isocost.study.checkpoints import Found
+
+LICENCES = {"scenes": "Procedural scenes drawn by isocost (Apache-2.0).", "images": "As the images that it was trained on."}
+
+
+def export(found: Found, folder: Path) -> Path:
+    """Write a checkpoint's EMA weights as a folder that `StableDiffusionPipeline.from_pretrained` loads.
+
+    The folder appears whole or not at all. Its scheduler is DDIM at the training schedule; the last step's
+    alpha_cumprod is exported too.
+
+    Raises:
+        SpecError: the folder exists and is not empty.
+        StoreError: it cannot be written.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise SpecError(f"{folder}: not empty. Choose another folder, so that nothing is overwritten.")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        temporary.chmod(0o755)
+        try:
+            _write(found, temporary)
+            if folder.exists():
+                folder.rmdir()
+            temporary.rename(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise StoreError(f"{folder}: cannot export: {error.strerror or error}") from None
+    return folder
+
+
+def _write(found: Found, folder: Path) -> None:
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+    spec = found.checkpoint.spec
+    autoencoder = load_autoencoder(found.autoencoder)
+    text_encoder = load_text_encoder(found.text_encoder)
+    unet: Any = found.checkpoint.network("ema")
+    unet.register_to_config(sample_size=spec.data.latent_shape[1])
+    unet.save_pretrained(folder / "unet", safe_serialization=True)
+    autoencoder.save(folder / "vae")
+    text_encoder.save(folder / "text_encoder", folder / "tokenizer")
+    DDIMScheduler(**scheduler_config(spec.schedule, spec.prediction)).save_pretrained(folder / "scheduler")
+    (folder / "model_index.json").write_text(json.dumps(_model_index(), indent=2) + "\n")
+    (folder / "README.md").write_text(model_card(found))
+
+
+def scheduler_config(schedule: NoiseSchedule, prediction: str) -> dict[str, Any]:
+    """Arguments of diffusers' DDIMScheduler that mean the same as our schedule, spacing "leading"."""
+    return {
+        "num_train_timesteps": schedule.num_train_timesteps,
+        "beta_start": schedule.beta_start,
+        "beta_end": schedule.beta_end,
+        "beta_schedule": schedule.kind,
+        "prediction_type": prediction,
+        "rescale_betas_zero_snr": schedule.zero_terminal_snr,
+        "set_alpha_to_one": schedule.final_alpha == "one",
+        "steps_offset": 1,
+        "timestep_spacing": "leading",
+        "clip_sample": False,
+    }
+
+
+def _model_index() -> dict[str, Any]:
+    from importlib.metadata import version
+
+    return {
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": version("diffusers"),
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+
+
+def model_card(found: Found) -> str:
+    """README.md of an export: what it is, data and licence, compute, scores with digests, limits."""
+    spec = found.checkpoint.spec
+    kind = found.store.study().data.kind if found.store else None
+    side, length = spec.data.latent_shape[1], spec.data.context_shape[0]
+    forward = forward_flops(spec.model, side, length)
+    trained = training_flops(spec.model, side, length) * found.checkpoint.images_seen
+    return f"""---
+library_name: diffusers
+pipeline_tag: text-to-image
+---
+
+# {spec.model.family} {spec.model.name}, {spec.data.resolution} px
+
+A latent diffusion model exported by isocost {__version__}. Load it with
+`StableDiffusionPipeline.from_pretrained(folder)`.
+
+| | |
+|---|---|
+| UNet | {parameters(spec.model):,} parameters, {forward / 1e9:.4g} GFLOPs an evaluation of one image |
+| predicts | {spec.prediction} on {spec.schedule.kind} betas; the last step lands on alpha_cumprod `{spec.schedule.final_alpha}` |
+| trained on | {found.checkpoint.images_seen:,} images seen ({spec.data.images:,} distinct), batch {spec.batch} |
+| training compute | {trained / 1e12:.4g} TFLOPs (3 x forward x images seen) |
+| weights | EMA, sha256 `{found.checkpoint.ref("ema").content_digest}` |
+| autoencoder | sha256 `{spec.data.autoencoder}` |
+| text encoder | sha256 `{spec.data.text_encoder}` |
+
+## Data and licence
+
+{LICENCES.get(kind or "", "Data of the study that trained it.")} Encoded data: sha256 `{spec.data.digest_of_shards}`.
+
+## Scores
+
+{_scores(found)}
+
+## Limits
+
+It draws only what its training captions describe, at {spec.data.resolution} px. Guidance {_guidance_note(spec)}.
+Scores are those of the study above, by its own extractor; they compare members of one study, not one study with another.
+
+## Spec
+
+```yaml
+{spec.to_yaml()}```
+"""
+
+
+def _guidance_note(spec: TrainSpec) -> str:
+    if spec.caption_dropout == 0:
+        return "does not work: it was trained without caption dropout"
+    return f"works: {spec.caption_dropout:.0%} of the captions were dropped in training"
+
+
+def _scores(found: Found) -> str:
+    """The checkpoint's best cells on the report half, with digests; or that there are none."""
+    if found.store is None:
+        return "Not scored: exported outside a store."
+    cells = [c for c in found.store.expansion()["cells"] if c["checkpoint"] == found.checkpoint.ref("ema").content_digest]
+    index = found.store.index()
+    if not cells or index.empty:
+        return "Not scored yet."
+    keys = {cell["sample_key"]: cell for cell in cells}
+    rows = index[index["sample_key"].isin(keys) & (index["split"] == "report") & ~index["metric"].str.contains("/")]
+    lines = ["| metric | value | stderr | n | plan | sample key |", "|---|---|---|---|---|---|"]
+    for metric, scores in rows.groupby("metric"):
+        better = scores["higher_is_better"].iloc[0]
+        best = scores.sort_values("value", ascending=not better).iloc[0]
+        cell = keys[best["sample_key"]]
+        plan = f"{cell['sampler']}, {cell['steps']} steps, guidance {cell['guidance_scale']:g}"
+        name = f"{metric}[{best['extractor']}]"
+        lines.append(
+            f"| {name} | {best['value']:.4g} | {best['stderr']:.2g} | {best['n']} | {plan} | `{best['sample_key'][:16]}` |"
+        )
+    return "\n".join(lines)

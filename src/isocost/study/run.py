@@ -1,0 +1,287 @@
+"""A whole study: do what is not done yet, and read what is.
+
+`sweep` is a chain of stages, each a function of the artifacts before it; what the store holds is never made again, so
+running it again after any interruption goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from isocost.data import scenes
+from isocost.data.prompts import VALIDATION_SEED, PromptList, prompt_list
+from isocost.diffusion.samplers import SAMPLERS, planned_evaluations
+from isocost.diffusion.schedule import timestep_pairs
+from isocost.encoders.autoencoder import load_autoencoder
+from isocost.encoders.text import load_text_encoder
+from isocost.errors import SpecError, StoreError, lookup
+from isocost.models.cost import autoencoder_flops, forward_flops, image_cost, norm_cost, paper_cost, parameters
+from isocost.models.cost import training_flops as training_flops_an_image
+from isocost.models.ladder import LADDERS
+from isocost.scoring.metrics import chance_levels, compute, label
+from isocost.specs import CheckpointRef, ModelSpec, StudySpec
+from isocost.study import grid
+from isocost.study.artifacts import (
+    EncoderRefs,
+    Progress,
+    encoded_data,
+    encoder_refs,
+    extractors_of,
+    kept_checkpoints,
+    reference_features,
+    silent,
+    train_runs,
+)
+from isocost.study.executors import default_workers
+from isocost.study.grid import Cell, Run
+from isocost.study.images import ChunkTask, chunk_prompts, make_chunk, make_chunks
+from isocost.study.scores import Judge, score_cells
+from isocost.study.store import Store, write_atomically
+
+
+def check(study: StudySpec) -> None:
+    """Refuse what cannot run, before anything is started.
+
+    Raises:
+        SpecError: an unknown family, sampler or prompt list, more steps than timesteps, guidance that training rules
+            out, or two members of one name.
+    """
+    for model in study.members:
+        parameters(model)
+    for cells in (study.grid, *study.extra_grids, *([study.curve] if study.curve else [])):
+        for sampler in cells.samplers:
+            lookup(SAMPLERS, sampler, "sampler")
+        for steps in cells.steps:
+            timestep_pairs(study.train.schedule, steps, cells.spacing)
+        if study.train.caption_dropout == 0 and any(scale != 1 for scale in cells.guidance):
+            raise SpecError(
+                "guidance scales other than 1 need train.caption_dropout > 0, or the empty prompt is never trained: "
+                "set caption_dropout to 0.1, or guidance to [1]."
+            )
+    names = [model.name for model in study.members]
+    if len(set(names)) != len(names):
+        raise SpecError(f"members: {', '.join(names)}: every member needs its own width.")
+    if study.evaluation.select_by not in study.evaluation.metrics:
+        raise SpecError(f"evaluation.select_by '{study.evaluation.select_by}' is not among evaluation.metrics.")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A study whose members are trained: its cells, and where everything they need lies."""
+
+    study: StudySpec
+    store: Store
+    refs: EncoderRefs
+    runs: tuple[tuple[Run, tuple[CheckpointRef, ...]], ...]
+    folders: dict[str, Path]
+    prompts: PromptList
+
+    @property
+    def cells(self) -> list[Cell]:
+        return grid.expand(self.study, self.runs, self.prompts.promptset)
+
+
+def train(study: StudySpec, store: Store, workers: int | None = None, progress: Progress = silent) -> Trained:
+    """Encoders, encoded data and members: everything up to the checkpoints."""
+    check(study)
+    prompts = prompt_list(study.evaluation.prompts, study.data)
+    store.write_study(study)
+    workers = workers or default_workers()
+    refs = encoder_refs(study, store, workers, progress)
+    data = encoded_data(study, store, refs, progress)
+    runs = grid.runs(study, data.spec)
+    store.write_expansion(runs=[grid.run_columns(run) for run in runs])
+    train_runs(runs, store, data, workers, progress)
+    return _trained(study, store, refs, runs, prompts)
+
+
+def _trained(study: StudySpec, store: Store, refs: EncoderRefs, runs: Sequence[Run], prompts: PromptList) -> Trained:
+    kept = [(run, kept_checkpoints(store, run)) for run in runs]
+    folders = {ref.content_digest: folder for _, checkpoints in kept for ref, folder in checkpoints}
+    references = tuple((run, tuple(ref for ref, _ in checkpoints)) for run, checkpoints in kept)
+    return Trained(study, store, refs, references, folders, prompts)
+
+
+def sweep(study: StudySpec, store: Store, workers: int | None = None, progress: Progress = silent) -> pd.DataFrame:
+    """Train, sample and score what is missing; the results table of `table`."""
+    trained = train(study, store, workers, progress)
+    write_expansion(trained)
+    clip, classifier = extractors_of(study, trained.refs)
+    cells = trained.cells
+    make_chunks(
+        cells,
+        trained.folders,
+        store,
+        trained.refs,
+        trained.prompts,
+        study.evaluation.images,
+        workers=workers or default_workers(),
+        accuracy=classifier is not None,
+        keep_images=study.evaluation.keep_images,
+        progress=progress,
+    )
+    digest, features = reference_features(study, store, clip)
+    judge = Judge.build(study.evaluation, clip, classifier, digest, features, trained.prompts)
+    score_cells(cells, store, judge, progress)
+    write_baselines(trained, judge)
+    return table(store)
+
+
+def opened(store: Store) -> Trained:
+    """The trained study of a store, without training anything.
+
+    Raises:
+        StoreError: no study there, or its training is not finished.
+    """
+    study = store.study()
+    runs = store.expansion()["runs"]
+    unfinished = [run["member"] for run in runs if store.images_seen(run["digest"]) < run["images"]]
+    if unfinished or not runs:
+        missing = ", ".join(unfinished) or "none of the members"
+        raise StoreError(f"{store.path}: training is not finished ({missing}). Run `isocost sweep` again to go on.")
+    return train(study, store, workers=1)
+
+
+# --- what a study expands to, and its table ---
+
+
+def write_expansion(trained: Trained) -> None:
+    """Keep what the study expands to beside it: `status` and `table` then need neither torch nor the encoders."""
+    costs = CellCosts(trained)
+    cells = [grid.columns(cell) | costs.of(cell) for cell in trained.cells]
+    trained.store.write_expansion(cells=cells)
+
+
+class CellCosts:
+    """What one image of a cell costs: evaluations, honest GFLOPs, the paper's cost, and measured seconds."""
+
+    def __init__(self, trained: Trained):
+        self.trained = trained
+        autoencoder = load_autoencoder(trained.refs.autoencoder)
+        text_encoder = load_text_encoder(trained.refs.text_encoder)
+        self.decoder_flops = autoencoder_flops(autoencoder.module, _latent_side(trained))
+        self.text_flops = text_encoder.flops
+        self.context_length = text_encoder.context_shape[0]
+
+    def of(self, cell: Cell) -> dict[str, Any]:
+        plan, model, side = cell.plan, cell.model, cell.key.latent_shape[1]
+        pairs = timestep_pairs(plan.schedule, plan.steps, plan.spacing)
+        evaluations = planned_evaluations(plan.sampler, pairs, plan.guidance, plan.schedule)
+        unet_flops = forward_flops(model, side, self.context_length)
+        cost = image_cost(evaluations, unet_flops, self.text_flops, self.decoder_flops, guided=cell.guided)
+        relative = norm_cost(model, reference_member(self.trained.study), side, self.context_length)
+        trained_flops = training_flops_an_image(model, side, self.context_length) * cell.checkpoint.images_seen
+        return {
+            "params": parameters(model),
+            "train_gflops": trained_flops / 1e9,
+            "norm_cost": relative,
+            "evaluations": evaluations,
+            "gflops_per_image": cost.gflops,
+            "paper_cost": paper_cost(relative, plan.steps),
+        }
+
+
+def reference_member(study: StudySpec) -> ModelSpec:
+    """The member of norm. cost 1: its ladder's reference, or the largest member of a family without a ladder."""
+    families = {ladder.reference.family: ladder.reference for ladder in LADDERS.values()}
+    first = study.members[0]
+    shared = families.get(first.family)
+    if shared is None:
+        return max(study.members, key=parameters)
+    same_input = {name: getattr(first, name) for name in ("context_dim", "num_heads", "in_channels", "out_channels")}
+    return shared.model_copy(update=same_input)
+
+
+def _latent_side(trained: Trained) -> int:
+    return trained.runs[0][0].spec.data.latent_shape[1]
+
+
+def table(store: Store) -> pd.DataFrame:
+    """One row a (cell, metric, split): what it is, what it costs, its value and error.
+
+    `value` is corrected for the metric's estimated bias where there is one (`plug_in` is the number before that);
+    `seconds_per_image` is the median over the cell's chunks, as measured with the sweep's own load on the machine.
+
+    Raises:
+        StoreError: no study in the store, or nothing scored yet.
+    """
+    cells = pd.DataFrame(store.expansion()["cells"])
+    scores = store.index()
+    if cells.empty or scores.empty:
+        raise StoreError(f"{store.path}: no scores yet. `isocost sweep` goes on from what is there.")
+    frame = cells.merge(scores, on="sample_key", how="inner")
+    seconds = {key: float(np.median([s for _, s in store.chunk_costs(key)])) for key in frame["sample_key"].unique()}
+    frame["plug_in"] = frame["value"]
+    frame["value"] = frame["plug_in"] - frame["bias"].fillna(0.0)
+    names = [label(*key) for key in zip(frame["metric"], frame["extractor"], strict=True)]
+    return frame.assign(metric=names, seconds_per_image=frame["sample_key"].map(seconds))
+
+
+# --- pictures ---
+
+
+def strip(trained: Trained, cell: Cell, prompts: PromptList, count: int) -> np.ndarray:
+    """Images [count, H, W, 3] of the first prompts of a list under a cell's plan, made once and kept in the store."""
+    engine = cell.key.engine.model_copy(update={"batch": count})
+    key = cell.key.model_copy(update={"promptset": prompts.promptset, "engine": engine})
+    store = trained.store
+    if not store.has_chunk(key.digest, 0):
+        store.write_sample_key(key)
+        make_chunk(
+            ChunkTask(
+                store=store.path,
+                key=key,
+                index=0,
+                checkpoint=trained.folders[cell.checkpoint.content_digest],
+                refs=trained.refs,
+                prompts=chunk_prompts(prompts, 0, count),
+                features=False,
+                accuracy=False,
+                keep_images=True,
+            )
+        )
+    images = store.read_chunk(key.digest, 0).images
+    assert images is not None
+    return images
+
+
+def strip_prompts(study: StudySpec) -> PromptList:
+    """The list that the report's image strips show."""
+    return prompt_list(study.strips or study.evaluation.prompts, study.data)
+
+
+# --- what chance, the autoencoder and real images would score ---
+
+
+def write_baselines(trained: Trained, judge: Judge) -> None:
+    """Chance level, ceiling after the autoencoder and level of real images, for the report's tables."""
+    if judge.classifier is None or trained.study.data.kind != "scenes":
+        return
+    path = trained.store.path / "baselines.json"
+    if path.is_file():
+        return
+    source = trained.study.data
+    images = scenes.draw(VALIDATION_SEED, range(len(judge.wanted)), source.resolution, source.scenes)
+    autoencoder = load_autoencoder(trained.refs.autoencoder)
+    rebuilt = autoencoder.decode(autoencoder.encode(images))
+    attributes = judge.classifier.attributes
+    accuracies = {
+        name: compute("accuracy", logits=logits, wanted=judge.wanted, attributes=attributes)
+        for name, logits in (
+            ("real", judge.classifier.split(judge.classifier(images))),
+            ("ceiling", judge.classifier.split(judge.classifier(rebuilt))),
+        )
+    }
+    chance = chance_levels(judge.wanted, attributes)
+    baselines = {
+        metric: {"chance": chance[metric].majority, **{name: found[metric].value for name, found in accuracies.items()}}
+        for metric in accuracies["real"]
+    }
+    write_atomically(path, json.dumps(baselines, indent=1).encode())

@@ -1,0 +1,55 @@
+"""How far a store is: members trained, chunks made, scores written. Reads files and headers only; never imports torch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from isocost.study.store import Store
+
+
+@dataclass(frozen=True)
+class Status:
+    """Counts of a study's work. `members`: each run with the images it has seen; totals are None before training."""
+
+    store: str
+    study: str
+    members: tuple[dict[str, Any], ...]
+    cells: int | None
+    chunks_done: int
+    chunks_wanted: int | None
+    scored: int
+
+    @property
+    def finished(self) -> bool:
+        return self.cells is not None and self.scored == self.cells
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"finished": self.finished}
+
+
+def status(store: Store) -> Status:
+    """Raises `StoreError` when there is no study in the store."""
+    study = store.study()
+    expansion = store.expansion()
+    members = tuple(
+        {**run, "images_seen": store.images_seen(run["digest"])} for run in expansion["runs"]
+    )
+    keys = {cell["sample_key"] for cell in expansion["cells"]}
+    chunks = -(-study.evaluation.images // study.engine.batch)
+    done = {key: store.count_chunks(key) for key in keys}
+    scored = {path.stem for path in (store.path / "cells").glob("*/*.json")} if keys else set()
+    return Status(
+        store=str(store.path),
+        study=study.name,
+        members=members,
+        cells=len(keys) or None,
+        chunks_done=sum(min(count, chunks) for count in done.values()),
+        chunks_wanted=chunks * len(keys) if keys else None,
+        scored=_scored_cells(store, keys) if scored else 0,
+    )
+
+
+def _scored_cells(store: Store, keys: set[str]) -> int:
+    frame = store.index()
+    return int(frame.loc[frame["sample_key"].isin(keys), "sample_key"].nunique()) if len(frame) else 0

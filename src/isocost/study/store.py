@@ -1,0 +1,267 @@
+"""The store of a study: immutable files named by digest, written to a temporary name, fsynced and renamed.
+
+    STORE/study.yaml               the study that last ran here
+    STORE/expansion.json           the runs and cells that it expands to, with their costs
+    STORE/locator.json             content digest -> where that encoder lies (never part of a digest)
+    STORE/data/ENCODERS/           encoded shards
+    STORE/checkpoints/TRAINSPEC/   one training run
+    STORE/references/KEY.safetensors
+    STORE/chunks/ab/KEY/00003.safetensors    features of engine.batch images, with evaluations and seconds
+    STORE/cells/ab/KEY.json        one Score; KEY.npy beside it: its influence values, fp32, one an image
+    STORE/index.parquet            derived from cells/: rebuilt when it does not match
+
+Chunks and cells are the truth. A file that is there is whole; what is not there is not done.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from isocost.errors import DataError, StoreError
+from isocost.specs import SampleKey, Score, ScoreSpec, StudySpec, digest_of, load
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write, fsync and rename: a reader sees the old file, the new one, never a part.
+
+    Raises:
+        StoreError: the folder cannot be written, or the disk is full; nothing that was there is touched.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise StoreError(
+            f"{path}: cannot write: {error.strerror or error}. Nothing done so far is lost: mend it, run again."
+        ) from None
+
+
+@dataclass(frozen=True)
+class StoredChunk:
+    """One chunk as stored: features by extractor identity (fp16), and what an image cost."""
+
+    features: dict[str, np.ndarray]
+    evaluations: int
+    seconds: float
+    count: int
+    images: np.ndarray | None
+
+
+class Store:
+    """A folder of results. `Store(path)` opens or creates it."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    # --- the study and where things lie ------------------------------------------------------------------
+
+    @property
+    def study_file(self) -> Path:
+        return self.path / "study.yaml"
+
+    def study(self) -> StudySpec:
+        """The study that last ran here. Raises `StoreError` when this is no store."""
+        if not self.study_file.is_file():
+            raise StoreError(f"{self.path}: not a store (no study.yaml). `isocost sweep RECIPE --store PATH` makes one.")
+        return load(self.study_file, StudySpec)
+
+    def write_study(self, study: StudySpec) -> None:
+        write_atomically(self.study_file, study.to_yaml().encode())
+
+    def locator(self) -> dict[str, str]:
+        """Content digest -> reference of an encoder (a shipped name, a hub id, or a path)."""
+        path = self.path / "locator.json"
+        return json.loads(path.read_text()) if path.is_file() else {}
+
+    def locate(self, references: dict[str, str]) -> None:
+        """Remember where artifacts of given digests lie."""
+        known = self.locator()
+        if any(known.get(digest) != where for digest, where in references.items()):
+            text = json.dumps(known | references, indent=1, sort_keys=True)
+            write_atomically(self.path / "locator.json", text.encode())
+
+    def expansion(self) -> dict[str, list[dict[str, Any]]]:
+        """What the study expands to: `runs` (member, seed, digest, images) and `cells` (what each is and costs)."""
+        path = self.path / "expansion.json"
+        known = {"runs": [], "cells": []}
+        return known | json.loads(path.read_text()) if path.is_file() else known
+
+    def write_expansion(self, **parts: list[dict[str, Any]]) -> None:
+        text = json.dumps(self.expansion() | parts, indent=1)
+        write_atomically(self.path / "expansion.json", text.encode())
+
+    def images_seen(self, train_digest: str) -> int:
+        """How far a training run is, by its log; 0 where it has not begun."""
+        path = self.path / "checkpoints" / train_digest / "metrics.jsonl"
+        if not path.is_file():
+            return 0
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 4096))
+            lines = file.read().split(b"\n")[:-1]
+        return int(json.loads(lines[-1])["images_seen"]) if lines and lines[-1] else 0
+
+    # --- chunks ------------------------------------------------------------------------------------------
+
+    def chunk_path(self, sample_key: str, index: int) -> Path:
+        return self.path / "chunks" / sample_key[:2] / sample_key / f"{index:05d}.safetensors"
+
+    def write_sample_key(self, key: SampleKey) -> None:
+        """Keep the key beside its chunks: what a folder of digests holds can be read from itself."""
+        path = self.chunk_path(key.digest, 0).with_name("key.yaml")
+        if not path.is_file():
+            write_atomically(path, key.to_yaml().encode())
+
+    def has_chunk(self, sample_key: str, index: int) -> bool:
+        return self.chunk_path(sample_key, index).is_file()
+
+    def count_chunks(self, sample_key: str) -> int:
+        return sum(1 for _ in self.chunk_path(sample_key, 0).parent.glob("*.safetensors"))
+
+    def write_chunk(self, sample_key: str, index: int, chunk: StoredChunk) -> None:
+        from safetensors.numpy import save
+
+        tensors = {f"features/{name}": values.astype(np.float16) for name, values in chunk.features.items()}
+        if chunk.images is not None:
+            tensors["images"] = chunk.images
+        meta = {"evaluations": str(chunk.evaluations), "seconds": repr(chunk.seconds), "count": str(chunk.count)}
+        write_atomically(self.chunk_path(sample_key, index), save(tensors, metadata=meta))
+
+    def read_chunk(self, sample_key: str, index: int) -> StoredChunk:
+        """Raises `DataError` naming the file when it is corrupt."""
+        from safetensors import SafetensorError, safe_open
+
+        path = self.chunk_path(sample_key, index)
+        try:
+            with safe_open(path, framework="numpy") as file:
+                meta = file.metadata()
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            features = {n.removeprefix("features/"): v for n, v in tensors.items() if n.startswith("features/")}
+            return StoredChunk(
+                features, int(meta["evaluations"]), float(meta["seconds"]), int(meta["count"]), tensors.get("images")
+            )
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise DataError(f"{path}: corrupt chunk ({error}). Delete this file and run the sweep again.") from None
+
+    def chunk_costs(self, sample_key: str) -> list[tuple[int, float]]:
+        """(evaluations, seconds) an image of every chunk of a cell, from the headers alone."""
+        paths = sorted(self.chunk_path(sample_key, 0).parent.glob("*.safetensors"))
+        metas = [_metadata(path) for path in paths]
+        return [(int(meta["evaluations"]), float(meta["seconds"])) for meta in metas]
+
+    # --- scores ------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def score_key(sample_key: str, score_spec: ScoreSpec) -> str:
+        return digest_of({"sample_key": sample_key, "score_spec": score_spec.canonical()})
+
+    def score_path(self, key: str) -> Path:
+        return self.path / "cells" / key[:2] / f"{key}.json"
+
+    def write_score(self, score: Score, influence: np.ndarray | None) -> str:
+        """Store a score under its key, its influence values first: a score that is there is complete."""
+        key = self.score_key(score.sample_key, score.score_spec)
+        path = self.score_path(key)
+        if influence is not None:
+            write_atomically(path.with_suffix(".npy"), _npy(influence.astype(np.float32)))
+        write_atomically(path, (json.dumps(score.model_dump(mode="json"), indent=1) + "\n").encode())
+        return key
+
+    def read_score(self, path: Path) -> Score:
+        """Raises `DataError` naming the file when it is corrupt."""
+        try:
+            return Score.model_validate_json(path.read_text())
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise DataError(f"{path}: corrupt score ({reason}). Delete it and run the sweep again.") from None
+
+    def scores(self) -> Iterator[tuple[str, Score]]:
+        """All scores, in order of key. Raises `DataError` naming a corrupt one."""
+        for path in sorted((self.path / "cells").glob("*/*.json")):
+            yield path.stem, self.read_score(path)
+
+    def influence(self, score_key: str) -> np.ndarray | None:
+        """Per-image influence values of a score, in order of place, as float64; None where the metric has none."""
+        path = self.score_path(score_key).with_suffix(".npy")
+        return np.load(path, allow_pickle=False).astype(np.float64) if path.is_file() else None
+
+    # --- derived -----------------------------------------------------------------------------------------
+
+    def index(self) -> Any:
+        """DataFrame of all scores (columns of `Score`, `ScoreSpec` flattened), from index.parquet where it is current.
+
+        The index is derived: when the count of cells or their newest mtime differs, it is rebuilt.
+        """
+        import pandas as pd
+
+        stamp = self._stamp()
+        path = self.path / "index.parquet"
+        stamp_path = self.path / "index.json"
+        if path.is_file() and stamp_path.is_file() and json.loads(stamp_path.read_text()) == stamp:
+            return pd.read_parquet(path)
+        frame = pd.DataFrame([_row(key, score) for key, score in self.scores()])
+        if len(frame) and os.access(self.path, os.W_OK):
+            import io
+
+            buffer = io.BytesIO()
+            frame.to_parquet(buffer, index=False)
+            write_atomically(path, buffer.getvalue())
+            write_atomically(stamp_path, json.dumps(stamp).encode())
+        return frame
+
+    def _stamp(self) -> dict[str, float]:
+        times = [path.stat().st_mtime_ns for path in (self.path / "cells").glob("*/*.json")]
+        return {"cells": len(times), "newest": max(times, default=0)}
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    """The metadata in a safetensors header (8 bytes of length, then JSON), without its tensors."""
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            return json.loads(file.read(size))["__metadata__"]
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{path}: corrupt chunk ({error}). Delete this file and run the sweep again.") from None
+
+
+def _row(key: str, score: Score) -> dict[str, Any]:
+    spec = score.score_spec
+    return {
+        "score_key": key,
+        "sample_key": score.sample_key,
+        "metric": spec.metric,
+        "extractor": spec.extractor,
+        "reference": spec.reference,
+        "split": spec.split,
+        "value": score.value,
+        "stderr": score.stderr,
+        "bias": score.bias,
+        "n": score.n,
+        "higher_is_better": score.higher_is_better,
+        "unit": score.unit,
+        "valid": score.valid,
+    }
+
+
+def _npy(values: np.ndarray) -> bytes:
+    import io
+
+    buffer = io.BytesIO()
+    np.save(buffer, values, allow_pickle=False)
+    return buffer.getvalue()

@@ -1,0 +1,108 @@
+"""Looking after a store: verify, merge, prune, compact, pack. Chunks and scores are immutable; all of this only reads,
+copies what is missing, or removes what nothing refers to."""
+
+from __future__ import annotations
+
+import shutil
+import tarfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from isocost.errors import DataError, StoreError
+from isocost.study.store import Store, write_atomically
+
+# What can be had again from the rest, or belongs to one machine: not carried by merge or pack.
+DERIVED = {"index.parquet", "index.json", "report.html"}
+
+
+def verify(store: Store) -> dict[str, Any]:
+    """Read every chunk and score; `corrupt` names each that cannot be read, and why."""
+    store.study()
+    corrupt = []
+    chunks = sorted((store.path / "chunks").glob("*/*/*.safetensors"))
+    for path in chunks:
+        try:
+            store.read_chunk(path.parent.name, int(path.stem))
+        except DataError as error:
+            corrupt.append(str(error))
+    scores = sorted((store.path / "cells").glob("*/*.json"))
+    for path in scores:
+        try:
+            store.read_score(path)
+        except DataError as error:
+            corrupt.append(str(error))
+    return {"chunks": len(chunks), "scores": len(scores), "corrupt": corrupt}
+
+
+def merge(store: Store, others: Sequence[Store]) -> dict[str, Any]:
+    """Copy files that `others` have and `store` lacks. Raises `StoreError` where one of them is of another study."""
+    study = others[0].study() if others and not store.study_file.is_file() else store.study()
+    copied = 0
+    for other in others:
+        if other.study().digest != study.digest:
+            raise StoreError(f"{other.path}: holds another study than {store.path}; only stores of one study merge.")
+        for path in _files(other):
+            target = store.path / path.relative_to(other.path)
+            if not target.exists():
+                write_atomically(target, path.read_bytes())
+                copied += 1
+    return {"copied": copied}
+
+
+def prune(store: Store, dry_run: bool = False) -> dict[str, Any]:
+    """Remove temporary files of killed processes, and chunks and scores of cells that the study no longer has.
+
+    Image strips have sample keys of their own and are kept while their checkpoint is.
+    """
+    wanted = {cell["sample_key"] for cell in store.expansion()["cells"]}
+    if not wanted:
+        raise StoreError(f"{store.path}: the study's cells are not known yet; nothing can be pruned.")
+    leftovers = [path for path in store.path.rglob(".*") if path.is_file() and not path.name.startswith(".lock")]
+    doomed = leftovers + [path for path, key in _owned(store) if key not in wanted]
+    if not dry_run:
+        for path in doomed:
+            path.unlink(missing_ok=True)
+    return {"would remove" if dry_run else "removed": [str(path) for path in doomed]}
+
+
+def _owned(store: Store) -> Iterator[tuple[Path, str]]:
+    """Scores with their sample keys, and chunks of cells (strips, which keep images only, left out)."""
+    for key, score in store.scores():
+        path = store.score_path(key)
+        yield path, score.sample_key
+        yield path.with_suffix(".npy"), score.sample_key
+    for path in (store.path / "chunks").glob("*/*/*.safetensors"):
+        if store.read_chunk(path.parent.name, int(path.stem)).features:
+            yield path, path.parent.name
+
+
+def compact(store: Store) -> dict[str, Any]:
+    """Rebuild the index of scores from the scores themselves."""
+    for name in ("index.parquet", "index.json"):
+        (store.path / name).unlink(missing_ok=True)
+    return {"scores": len(store.index())}
+
+
+def pack(store: Store, out: Path) -> dict[str, Any]:
+    """Everything that is not derived, as one tar that unpacks to the same store."""
+    store.study()
+    temporary = out.with_name(f".{out.name}.part")
+    try:
+        with tarfile.open(temporary, "w") as archive:
+            for path in _files(store):
+                archive.add(path, arcname=str(path.relative_to(store.path)), recursive=False)
+        shutil.move(temporary, out)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise StoreError(f"{out}: cannot write: {error.strerror or error}") from None
+    return {"packed": str(out), "bytes": out.stat().st_size}
+
+
+def _files(store: Store) -> Iterable[Path]:
+    """All whole files of a store but the derived ones."""
+    return (
+        path
+        for path in sorted(store.path.rglob("*"))
+        if path.is_file() and path.name not in DERIVED and not any(part.startswith(".") for part in path.parts[-2:])
+    )

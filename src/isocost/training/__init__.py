@@ -1,0 +1,1 @@
+"""Training: a `TrainSpec` and encoded data in, checkpoints out. Nothing here knows of sampling or scoring."""

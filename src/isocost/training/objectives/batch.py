@@ -1,0 +1,30 @@
+"""What every objective is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
+
+from isocost.diffusion.denoiser import Network
+from isocost.specs import TrainSettings
+
+
+class Batch(NamedTuple):
+    """Images of one micro-batch, with the random numbers that are theirs by (seed, images seen)."""
+
+    latents: Tensor
+    """x0, fp32 [B,C,h,w]."""
+    contexts: Tensor
+    """fp32 [B,L,D]; dropped captions are the null context already."""
+    noise: Tensor
+    """fp32 [B,C,h,w]."""
+    timesteps: Tensor
+    """int64 [B], uniform in 0..T-1."""
+    alpha_cumprod: Tensor
+    """float64 [B]: the schedule at `timesteps`."""
+
+
+Objective = Callable[[Network, Batch, TrainSettings], Tensor]
+"""(network, batch, settings) -> loss of each image [B]."""

@@ -1,0 +1,9 @@
+"""Settings of every test process, made before anything imports torch: one thread, no hub, no display."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["MPLBACKEND"] = "Agg"

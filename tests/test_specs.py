@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from isocost import specs
+from isocost.errors import SpecError, lookup
+from isocost.specs import (
+    CheckpointRef,
+    DataSource,
+    DataSpec,
+    EngineSpec,
+    Grid,
+    Guidance,
+    ModelSpec,
+    NoiseSchedule,
+    PromptSet,
+    SampleKey,
+    SamplingPlan,
+    ScoreSpec,
+    Spec,
+    Stage,
+    StudySpec,
+    TrainSettings,
+    TrainSpec,
+    canonical_json,
+    digest_of,
+    load,
+)
+
+MODEL = ModelSpec(family="micro", width=64, context_dim=64)
+CHECKPOINT = CheckpointRef(content_digest="ab" * 32, images_seen=1024)
+PLAN = SamplingPlan(
+    stages=(Stage(checkpoint=CHECKPOINT),),
+    schedule=NoiseSchedule(),
+    prediction="v_prediction",
+    sampler="ddim",
+    steps=20,
+    guidance=Guidance(scale=7.5),
+)
+TRAIN = TrainSettings(images=1024, batch=64, caption_dropout=0.1)
+DATA = DataSpec(
+    digest_of_shards="cd" * 32,
+    images=1024,
+    resolution=32,
+    latent_shape=(4, 8, 8),
+    context_shape=(32, 64),
+    autoencoder="ef" * 32,
+    text_encoder="01" * 32,
+)
+SAMPLE_KEY = SampleKey(
+    plan=PLAN,
+    promptset=PromptSet(name="scenes-val", digest_of_prompts="23" * 32),
+    latent_shape=(4, 8, 8),
+    engine=EngineSpec(),
+)
+STUDY = StudySpec(name="tiny", data=DataSource(images=1024), members=(MODEL,), train=TRAIN)
+
+# A store is addressed by these. A change here makes every store made before unreadable: instead, list a new field in
+# its class's NEUTRAL with the value that means "as before".
+GOLDEN: dict[str, tuple[Spec, str]] = {
+    "model": (MODEL, "2c44ce6ba7aa847c5f135e54bbb93381c93b92aac29418f5184c4235438ce23c"),
+    "schedule": (NoiseSchedule(), "0bbda6e7e6c2ed0510054c1c271c9f3c861a9c42887f934e9a9480ed0b0afc70"),
+    "guidance": (Guidance(scale=7.5), "b15a12049dde6088dc93fa1673cc4db1e09da793e75a24f8d6bed69dfc9482fe"),
+    "plan": (PLAN, "9bd76a90108a96cba2eac4dec8addcf36aca8e941c141f3b4f646bb13e69abb1"),
+    "train": (
+        TrainSpec(**dict(TRAIN), model=MODEL, data=DATA),
+        "de8fb60cd02e58fbaf4821c6e1492206dfad2203c191acbb9bb79a25bb834e0c",
+    ),
+    "sample_key": (SAMPLE_KEY, "299684c1f48fb5cc8a6a8c64af3bc176adf33e90134e1113524937d114ee8938"),
+    "score": (
+        ScoreSpec(metric="fd", extractor="scenes-clip-score@45", n=512),
+        "1449daf119daf1ab35b9f53afdc2abe052f6b5388809630ee480b061fbfa0912",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_golden_digests(name: str):
+    spec, digest = GOLDEN[name]
+    assert spec.digest == digest
+
+
+def test_the_digest_covers_type_and_every_field():
+    class Twin(ModelSpec):
+        pass
+
+    digests = {
+        MODEL.digest,
+        Twin(**dict(MODEL)).digest,
+        MODEL.model_copy(update={"width": 65}).digest,
+        MODEL.model_copy(update={"num_heads": 4}).digest,
+        MODEL.model_copy(update={"in_channels": 7}).digest,
+    }
+    assert len(digests) == 5
+
+
+def test_a_nested_change_moves_the_digest():
+    other = PLAN.model_copy(update={"guidance": Guidance(scale=7.6)})
+    assert other.digest != PLAN.digest
+
+
+def test_the_digest_ignores_how_a_value_was_written():
+    assert Guidance.parse({"scale": 3}).digest == Guidance(scale=3.0).digest
+    assert Grid.parse({"steps": [1, 2]}).digest == Grid(steps=(1, 2)).digest
+
+
+def test_a_neutral_field_stays_out_of_the_digest_until_it_is_used():
+    class Before(Spec):
+        scale: float = 1.0
+
+    class After(Spec):
+        NEUTRAL: ClassVar[dict[str, Any]] = {"interval": None}
+        scale: float = 1.0
+        interval: tuple[int, int] | None = None
+
+    Before.__name__ = After.__name__ = "Same"
+    assert After(scale=2.0).digest == Before(scale=2.0).digest
+    assert After(scale=2.0, interval=(1, 9)).digest != Before(scale=2.0).digest
+
+
+def spec_classes() -> list[type[Spec]]:
+    return [value for value in vars(specs).values() if isinstance(value, type) and issubclass(value, Spec)]
+
+
+@pytest.mark.parametrize("cls", spec_classes(), ids=lambda cls: cls.__name__)
+def test_neutral_values_are_the_defaults_of_real_fields(cls: type[Spec]):
+    for name, value in cls.NEUTRAL.items():
+        assert cls.model_fields[name].default == value
+
+
+def test_canonical_json_is_sorted_compact_and_refuses_nan():
+    assert canonical_json({"b": 0.1, "a": [1, "é"]}) == '{"a":[1,"é"],"b":0.1}'
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        canonical_json(float("nan"))
+    assert digest_of({"a": 1, "b": 2}) == digest_of({"b": 2, "a": 1})
+
+
+@pytest.mark.parametrize("spec", [PLAN, SAMPLE_KEY, STUDY, GOLDEN["train"][0]], ids=lambda spec: type(spec).__name__)
+def test_yaml_and_json_round_trip(spec: Spec):
+    assert type(spec).from_yaml(spec.to_yaml()) == spec
+    assert type(spec).from_yaml(spec.model_dump_json()) == spec
+
+
+@given(
+    scale=st.floats(0, 1e6, allow_subnormal=False),
+    interval=st.none() | st.tuples(st.integers(0, 999), st.integers(0, 999)),
+)
+def test_any_number_survives_yaml(scale: float, interval: tuple[int, int] | None):
+    spec = Guidance(scale=scale, interval=interval)
+    again = Guidance.from_yaml(spec.to_yaml())
+    assert again == spec
+    assert again.digest == spec.digest
+
+
+def test_specs_are_frozen_and_hashable():
+    with pytest.raises(ValidationError, match="frozen"):
+        MODEL.width = 32
+    assert len({MODEL, ModelSpec(**dict(MODEL)), PLAN}) == 2
+
+
+@pytest.mark.parametrize(
+    ("cls", "text", "message"),
+    [
+        (Grid, "step: [4]", "study.yaml: step: unknown field. Did you mean 'steps'?"),
+        (Guidance, "scale: -1", "study.yaml: scale: Input should be greater than or equal to 0 (found -1)"),
+        (
+            NoiseSchedule,
+            "kind: cosine",
+            "study.yaml: kind: Input should be 'scaled_linear' or 'linear' (found 'cosine')",
+        ),
+        (DataSource, "kind: scenes", "scenes are endless: say how many images to draw in `images`"),
+        (DataSource, "kind: images", "kind 'images' needs `train`"),
+        (Guidance, "- 1", "study.yaml: expected fields of Guidance, found list."),
+        (Guidance, "", "study.yaml: expected fields of Guidance, found NoneType."),
+        (Guidance, "scale: [1", "study.yaml: not YAML: while parsing a flow sequence"),
+        (Grid, "steps: [4, 4]", "study.yaml: steps: needs one value or more, each once"),
+    ],
+)
+def test_errors_say_where_and_what_in_one_line(cls: type[Spec], text: str, message: str):
+    with pytest.raises(SpecError) as caught:
+        cls.from_yaml(text, where="study.yaml")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "nearest"),
+    [
+        (("grid", "sampler"), "samplers"),
+        (("train", "optimizer", "learning_rate"), None),
+        (("train", "ema", "halflife"), "halflife_images"),
+        (("data", "scenes", "group"), "groups"),
+        (("members", 0, "widht"), "width"),
+    ],
+)
+def test_an_unknown_nested_field_is_named_with_its_path(path: tuple[str | int, ...], nearest: str | None):
+    value: Any = STUDY.model_dump(mode="json")
+    owner = value
+    for part in path[:-1]:
+        owner = owner[part]
+    owner[path[-1]] = 1
+    with pytest.raises(SpecError) as caught:
+        StudySpec.parse(value, "study.yaml")
+    message = str(caught.value)
+    assert message.startswith(f"study.yaml: {'.'.join(map(str, path))}: unknown field.")
+    assert (f"Did you mean '{nearest}'?" if nearest else "Known: ") in message
+
+
+def test_an_unknown_name_gets_the_nearest_one():
+    with pytest.raises(SpecError, match=r"^unknown sampler 'dimm'\. Did you mean 'ddim'\?$"):
+        lookup({"ddim": 1, "euler": 2}, "dimm", "sampler")
+    with pytest.raises(SpecError, match=r"^unknown sampler 'zzz'\. Known: ddim, euler\.$"):
+        lookup({"ddim": 1, "euler": 2}, "zzz", "sampler")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": 1000}, "images 1000 is not a multiple of batch 64"),
+        ({"accumulation": 3}, "batch 64 is not a multiple of accumulation 3"),
+        ({"checkpoints": [100]}, "checkpoints: 100 is not a multiple of batch 64 up to 1024"),
+        ({"checkpoints": [2048]}, "checkpoints: 2048 is not a multiple of batch 64 up to 1024"),
+    ],
+)
+def test_counts_of_images_must_divide(change: dict[str, Any], message: str):
+    with pytest.raises(SpecError) as caught:
+        TrainSettings.parse({**TRAIN.model_dump(mode="json"), **change})
+    assert message in str(caught.value)
+
+
+def test_load_reads_a_file_and_names_a_missing_one(tmp_path: Path):
+    path = tmp_path / "study.yaml"
+    path.write_text(STUDY.to_yaml())
+    assert load(path, StudySpec) == STUDY
+    with pytest.raises(SpecError, match=r"missing\.yaml: No such file or directory$"):
+        load(tmp_path / "missing.yaml", StudySpec)
