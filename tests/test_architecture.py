@@ -28,7 +28,7 @@ LAYERS = (
     ("training", "sampling", "scoring"),
     ("study",),
     ("analysis",),
-    ("report",),
+    ("reporting",),
     ("recipes",),
     ("api",),
     ("console",),
@@ -83,13 +83,13 @@ def test_the_direction_check_sees_every_form_of_import():
 def late():
     from isocost.study import store
 from ..sampling.engine import Engine
-from .. import report
+from .. import reporting
 import isocost.cli
 from isocost.specs import Spec
 from .loop import step
 """
     found = set(imports(source, "isocost.training.state"))
-    assert wrong_way("isocost.training.state", found) == ["cli", "report", "sampling", "study"]
+    assert wrong_way("isocost.training.state", found) == ["cli", "reporting", "sampling", "study"]
 
 
 @pytest.mark.parametrize("module", ["isocost", "isocost.specs", "isocost.cli"])

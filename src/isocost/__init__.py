@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from isocost.api import check, env, export, ladder, plan, quickstart, recipe, report, sample, status, study, sweep, table, train
+    from isocost.api import check, env, export, ladder, load_study, plan, quickstart, recipe, report, sample, status, sweep, table, train
 
 __all__ = [
     "check",
     "env",
     "export",
     "ladder",
+    "load_study",
     "plan",
     "quickstart",
     "recipe",
     "report",
     "sample",
     "status",
-    "study",
     "sweep",
     "table",
     "train",

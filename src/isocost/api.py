@@ -40,10 +40,10 @@ def recipe(name: str, **arguments: Any) -> StudySpec:
     return recipes.recipe(name, **arguments)
 
 
-def study(reference: StudyLike, overrides: Mapping[str, Any] | None = None, **arguments: Any) -> StudySpec:
+def load_study(reference: StudyLike, overrides: Mapping[str, Any] | None = None, **arguments: Any) -> StudySpec:
     """A study from a StudySpec, a recipe's name or a YAML file, with overrides by dotted path.
 
-    `study("quickstart", {"train.images": 12800, "members.0.width": 16})`. Raises `SpecError` for what is not there.
+    `load_study("quickstart", {"train.images": 12800, "members.0.width": 16})`. Raises `SpecError` for what is not there.
     """
     from isocost import recipes
     from isocost.specs import load
@@ -121,7 +121,7 @@ def train(
 
     from isocost.study import run
 
-    spec = study(spec)
+    spec = load_study(spec)
     trained = run.train(spec, open_store(store or default_store(spec)), workers, progress)
     rows = [
         {
@@ -143,7 +143,7 @@ def sweep(
     """Train, sample and score what is missing; one row a (cell, metric, split). Call again to go on after a stop."""
     from isocost.study import run
 
-    spec = study(spec)
+    spec = load_study(spec)
     return run.sweep(spec, open_store(store or default_store(spec)), workers, progress)
 
 
@@ -196,7 +196,7 @@ def frontier(
     store: str | Path, unit: str = "paper", metric: str | None = None, filters: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """The cost-quality frontier in words: `columns`, `rows`, `crossovers`, `notes` and the answer's `sentence`."""
-    from isocost.report.page import summary
+    from isocost.reporting.page import summary
 
     opened = open_store(store)
     select_by = opened.study().evaluation.select_by
@@ -256,7 +256,7 @@ def export(checkpoint: str | Path, folder: str | Path, *, member: str | None = N
 
 def report(store: str | Path, folder: str | Path | None = None, metric: str | None = None) -> Path:
     """Write a store's report (one static page, and its figures beside it); returns the page's path."""
-    from isocost.report.from_store import write
+    from isocost.reporting.from_store import write
 
     opened = open_store(store)
     return write(opened, Path(folder) if folder else opened.path, metric)

@@ -462,7 +462,7 @@ def _study(reference: str, overrides: list[str] | None, data: str | None) -> Stu
     from isocost import api
 
     arguments = {"data": data} if data is not None else {}
-    return api.study(reference, dict(api.parse_override(text) for text in overrides or []), **arguments)
+    return api.load_study(reference, dict(api.parse_override(text) for text in overrides or []), **arguments)
 
 
 def _answer(
@@ -535,7 +535,7 @@ def _say(line: str) -> None:
 def main(tokens: list[str] | None = None) -> None:
     """Entry point. Every error that we raise on purpose is one line on stderr and an exit code."""
     try:
-        app(tokens, exit_on_error=False, print_error=False)
+        app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
         _fail(" ".join(str(error).split()), 2)
     except IsocostError as error:

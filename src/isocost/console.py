@@ -97,7 +97,7 @@ def _console() -> Console:
 
 
 def print_frontier(found: dict[str, Any]) -> None:
-    """The frontier of `isocost.report.page.summary`: a table, then what crosses where, and what to be careful of."""
+    """The frontier of `isocost.reporting.page.summary`: a table, then what crosses where, and what to be careful of."""
     shown = Table(title=f"frontier under {found['unit']} cost", title_justify="left")
     for name in found["columns"]:
         shown.add_column(name, overflow="fold")

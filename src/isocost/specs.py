@@ -118,9 +118,9 @@ class ModelSpec(Spec):
     family: str
     width: int = Field(gt=0)
     context_dim: int = Field(gt=0, description="width of a text token embedding")
-    num_heads: int = Field(8, gt=0)
-    in_channels: int = Field(4, gt=0)
-    out_channels: int = Field(4, gt=0)
+    num_heads: int = Field(default=8, gt=0)
+    in_channels: int = Field(default=4, gt=0)
+    out_channels: int = Field(default=4, gt=0)
 
     @property
     def name(self) -> str:
@@ -135,9 +135,9 @@ class NoiseSchedule(Spec):
     """
 
     kind: Literal["scaled_linear", "linear"] = "scaled_linear"
-    num_train_timesteps: int = Field(1000, ge=2)
-    beta_start: float = Field(0.00085, gt=0, lt=1)
-    beta_end: float = Field(0.012, gt=0, lt=1)
+    num_train_timesteps: int = Field(default=1000, ge=2)
+    beta_start: float = Field(default=0.00085, gt=0, lt=1)
+    beta_end: float = Field(default=0.012, gt=0, lt=1)
     zero_terminal_snr: bool = False
     final_alpha: Literal["one", "first"] = "one"
 
@@ -145,8 +145,8 @@ class NoiseSchedule(Spec):
 class SceneOptions(Spec):
     """How varied procedural scenes are. `groups`: at most this many groups of equal objects in a scene."""
 
-    groups: int = Field(2, ge=1, le=2)
-    version: int = Field(1, ge=1)
+    groups: int = Field(default=2, ge=1, le=2)
+    version: int = Field(default=1, ge=1)
 
 
 class DataSource(Spec):
@@ -158,8 +158,8 @@ class DataSource(Spec):
     """
 
     kind: Literal["scenes", "images"] = "scenes"
-    resolution: int = Field(32, ge=8, description="pixels a side")
-    images: int | None = Field(None, ge=1, description="how many images; None: all there are")
+    resolution: int = Field(default=32, ge=8, description="pixels a side")
+    images: int | None = Field(default=None, ge=1, description="how many images; None: all there are")
     seed: int = 0
     scenes: SceneOptions = SceneOptions()
     train: tuple[str, ...] = ()
@@ -184,12 +184,12 @@ class EncoderTraining(Spec):
 
     autoencoder_images: int = Field(gt=0, description="images seen in training")
     clip_images: int = Field(gt=0, description="images seen in training, each CLIP")
-    channels: int = Field(32, gt=0, description="autoencoder channels at full resolution")
-    latent_channels: int = Field(4, gt=0)
-    hidden: int = Field(64, gt=0, description="width of the conditioning text encoder")
-    vocabulary: int = Field(1024, gt=0, description="BPE tokens")
-    context_length: int = Field(32, gt=2, description="tokens, start and end included")
-    batch: int = Field(64, gt=0)
+    channels: int = Field(default=32, gt=0, description="autoencoder channels at full resolution")
+    latent_channels: int = Field(default=4, gt=0)
+    hidden: int = Field(default=64, gt=0, description="width of the conditioning text encoder")
+    vocabulary: int = Field(default=1024, gt=0, description="BPE tokens")
+    context_length: int = Field(default=32, gt=2, description="tokens, start and end included")
+    batch: int = Field(default=64, gt=0)
     seed: int = 0
 
 
@@ -208,18 +208,18 @@ class DataSpec(Spec):
 class Optimizer(Spec):
     """AdamW. `lr` is the peak learning rate."""
 
-    lr: float = Field(1e-3, gt=0)
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.99, ge=0, lt=1)
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
+    lr: float = Field(default=1e-3, gt=0)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.99, ge=0, lt=1)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
 
 
 class LrSchedule(Spec):
     """Learning rate as a function of images seen: linear warm-up, then constant, or cosine to 0 at the end."""
 
     kind: Literal["constant", "cosine"] = "cosine"
-    warmup_images: int = Field(0, ge=0)
+    warmup_images: int = Field(default=0, ge=0)
 
 
 class Ema(Spec):
@@ -228,8 +228,8 @@ class Ema(Spec):
     Early on the half-life is at most `rampup` x images seen (EDM2, arXiv 2312.02696, training loop).
     """
 
-    halflife_images: int = Field(10_000, gt=0)
-    rampup: float | None = Field(0.05, gt=0)
+    halflife_images: int = Field(default=10_000, gt=0)
+    rampup: float | None = Field(default=0.05, gt=0)
 
 
 class CheckpointRef(Spec):
@@ -248,14 +248,14 @@ class TrainSettings(Spec):
     objective: str = "denoise"
     images: int = Field(gt=0, description="images seen in all")
     batch: int = Field(gt=0, description="images a step, over all ranks and accumulation")
-    accumulation: int = Field(1, ge=1, description="micro-batches a step")
+    accumulation: int = Field(default=1, ge=1, description="micro-batches a step")
     optimizer: Optimizer = Optimizer()
     lr_schedule: LrSchedule = LrSchedule()
-    clip: float | None = Field(1.0, gt=0, description="gradient norm")
+    clip: float | None = Field(default=1.0, gt=0, description="gradient norm")
     precision: Literal["fp32", "bf16"] = "fp32"
     caption_dropout: float = Field(ge=0, lt=1, description="share of captions replaced by the empty one; CFG needs > 0")
     ema: Ema = Ema()
-    checkpoints: tuple[int, ...] = Field((), description="images seen at which a checkpoint is kept for scoring")
+    checkpoints: tuple[int, ...] = Field(default=(), description="images seen at which a checkpoint is kept for scoring")
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
@@ -286,7 +286,7 @@ class Guidance(Spec):
     """
 
     NEUTRAL: ClassVar[dict[str, Any]] = {"interval": None, "mode": "cfg", "guide": None}
-    scale: float = Field(1.0, ge=0)
+    scale: float = Field(default=1.0, ge=0)
     interval: tuple[int, int] | None = None
     mode: Literal["cfg"] = "cfg"
     guide: CheckpointRef | None = None
@@ -296,7 +296,7 @@ class Stage(Spec):
     """Which checkpoint serves the trajectory down from its share `until` (1 = to the end) of the steps."""
 
     checkpoint: CheckpointRef
-    until: float = Field(1.0, gt=0, le=1)
+    until: float = Field(default=1.0, gt=0, le=1)
 
 
 class SamplingPlan(Spec):
@@ -309,8 +309,8 @@ class SamplingPlan(Spec):
     steps: int = Field(ge=1)
     spacing: Spacing = "trailing"
     guidance: Guidance = Guidance()
-    eta: float = Field(0.0, ge=0, le=1, description="DDIM's eta: 0 deterministic, 1 DDPM's small variance")
-    variance: Literal["small", "large"] = Field("small", description="DDPM only")
+    eta: float = Field(default=0.0, ge=0, le=1, description="DDIM's eta: 0 deterministic, 1 DDPM's small variance")
+    variance: Literal["small", "large"] = Field(default="small", description="DDPM only")
 
 
 class PromptSet(Spec):
@@ -328,8 +328,8 @@ class EngineSpec(Spec):
     dtype: Literal["fp32", "bf16"] = "fp32"
     device: Literal["cpu", "cuda"] = "cpu"
     compiled: bool = False
-    threads: int = Field(1, ge=1)
-    batch: int = Field(64, ge=1, description="B: images a network call, fixed; a short chunk is padded to it")
+    threads: int = Field(default=1, ge=1)
+    batch: int = Field(default=64, ge=1, description="B: images a network call, fixed; a short chunk is padded to it")
 
 
 class SampleKey(Spec):
@@ -364,7 +364,7 @@ class Score(Spec):
     n: int
     higher_is_better: bool
     unit: str = ""
-    valid: bool = Field(True, description="False where n is too small for the value to be trusted (shown greyed)")
+    valid: bool = Field(default=True, description="False where n is too small for the value to be trusted (shown greyed)")
     environment: dict[str, Any]
 
 
@@ -382,7 +382,7 @@ class Grid(Spec):
     steps: tuple[int, ...] = (1, 2, 4, 8, 20)
     guidance: tuple[float, ...] = (1.0,)
     spacing: Spacing = "trailing"
-    eta: float = Field(0.0, ge=0, le=1)
+    eta: float = Field(default=0.0, ge=0, le=1)
     variance: Literal["small", "large"] = "small"
 
     @field_validator("samplers", "steps", "guidance")
@@ -396,17 +396,17 @@ class Grid(Spec):
 class Evaluation(Spec):
     """What every cell is scored by: prompts, images, extractors and metrics."""
 
-    prompts: str = Field("scenes-val", description="name of a prompt list, or a path to a .txt with a prompt a line")
-    images: int = Field(512, ge=2, description="images a cell: prompts 0..n-1, one replicate each")
-    references: int = Field(4096, ge=2, description="held-out real images")
+    prompts: str = Field(default="scenes-val", description="name of a prompt list, or a path to a .txt with a prompt a line")
+    images: int = Field(default=512, ge=2, description="images a cell: prompts 0..n-1, one replicate each")
+    references: int = Field(default=4096, ge=2, description="held-out real images")
     metrics: tuple[Literal["fd", "kid", "clip", "accuracy"], ...] = ("fd", "kid", "clip", "accuracy")
-    extractor: str = Field("scenes-clip-score", description="CLIP that scores: shipped, a folder, a hub id or 'own'")
-    fd_dims: int | None = Field(32, ge=2, description="Frechet distance on a fixed projection to so many dimensions")
-    classifier: str = Field("scenes-attributes", description="attribute classifier of the caption accuracy")
+    extractor: str = Field(default="scenes-clip-score", description="CLIP that scores: shipped, a folder, a hub id or 'own'")
+    fd_dims: int | None = Field(default=32, ge=2, description="Frechet distance on a fixed projection to so many dimensions")
+    classifier: str = Field(default="scenes-attributes", description="attribute classifier of the caption accuracy")
     select_by: Literal["fd", "kid", "clip", "accuracy"] = Field(
         "fd", description="metric by which guidance is chosen on the selection half"
     )
-    keep_images: bool = Field(False, description="store the images of every cell, not only their features")
+    keep_images: bool = Field(default=False, description="store the images of every cell, not only their features")
 
 
 class StudySpec(Spec):
@@ -418,11 +418,11 @@ class StudySpec(Spec):
     train: TrainSettings
     seeds: tuple[int, ...] = (0,)
     grid: Grid = Grid()
-    extra_grids: tuple[Grid, ...] = Field((), description="more cells, for instance another sampler at fewer steps")
-    curve: Grid | None = Field(None, description="one cell at each kept checkpoint: quality against training compute")
+    extra_grids: tuple[Grid, ...] = Field(default=(), description="more cells, for instance another sampler at fewer steps")
+    curve: Grid | None = Field(default=None, description="one cell at each kept checkpoint: quality against training compute")
     evaluation: Evaluation = Evaluation()
     engine: EngineSpec = EngineSpec()
-    strips: str | None = Field(None, description="prompt list of the report's image strips; None: the first scored ones")
+    strips: str | None = Field(default=None, description="prompt list of the report's image strips; None: the first scored ones")
 
 
 DataSource.model_rebuild()

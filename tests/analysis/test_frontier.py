@@ -105,7 +105,7 @@ def test_paired_differences_tell_more_cells_apart(world, synthetic):
 def test_paired_interval_covers_the_true_difference(synthetic):
     """The 95% interval of a paired difference holds the truth in about 95% of worlds."""
     held, widths, unpaired_widths = [], [], []
-    for seed in range(150):
+    for seed in range(40):
         world = synthetic.World(seed, 64, members=("c8", "c16"), steps=(4,), samplers=("ddim",), guidance=(2.0,),
                                 attributes=False, curve=False)  # fmt: skip
         rows = best_guidance(world.table, synthetic.FD).rows
@@ -115,7 +115,7 @@ def test_paired_interval_covers_the_true_difference(synthetic):
         held.append(abs(difference - truth) < 1.96 * stderr)
         widths.append(stderr)
         unpaired_widths.append(comparer(None)(winner, other)[1][0])
-    assert 0.88 < np.mean(held) <= 1.0
+    assert np.mean(held) >= 0.85
     assert np.mean(widths) < 0.4 * np.mean(unpaired_widths)
 
 
@@ -168,7 +168,7 @@ def test_nan_scores_are_left_out_and_named(world, synthetic):
     table.loc[bad, "value"] = np.nan
     cells = best_guidance(table, synthetic.FD)
     named = [name for name in cells.left_out if "is nan" in name]
-    assert len(named) == 3 and all("2 steps" in name and "report half" in name for name in named)
+    assert len(named) == len(cells.left_out) == 3 and all("2 steps" in name and "report half" in name for name in named)
     assert cells.rows["value"].notna().all()
 
 
@@ -232,9 +232,19 @@ def test_training_curve_cells_of_earlier_checkpoints_stay_out(world, synthetic):
 
 def test_several_checkpoints_of_a_member_are_named_apart(world, synthetic):
     cells = best_guidance(world.table.assign(curve=False), synthetic.FD)
-    assert {"c8@131,000", "c8@4,100"} <= set(cells.rows["checkpoint"]) or {"c8@131,072"} <= set(
-        cells.rows["checkpoint"]
-    )
+    assert {"c8@4.1k", "c8@65.5k", "c8@131k"} <= set(cells.rows["checkpoint"])
+
+
+def test_a_cell_scored_twice_counts_with_most_images(world, synthetic):
+    fewer = world.table.assign(n=64, value=world.table["value"] + 100)
+    table = pd.concat([fewer, world.table], ignore_index=True)
+    again, once = best_guidance(table, synthetic.FD).rows, best_guidance(world.table, synthetic.FD).rows
+    assert again["value"].tolist() == once["value"].tolist() and (again["n"] == 256).all()
+
+
+def test_columns_of_none_are_no_numbers(world, synthetic):
+    table = world.table.assign(stderr=None, seconds_per_image=None)
+    assert best_guidance(table, synthetic.FD).rows["stderr"].isna().all()
 
 
 def test_curves_are_per_size_and_sampler(world, synthetic):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from isocost.analysis.planner import plan
@@ -39,30 +40,30 @@ def test_sentence_in_full(world, synthetic):
 
 def test_interval_of_the_recommendation_covers_its_truth(synthetic):
     """The winner is chosen on one half and reported on the other, so its interval has no winner's curse."""
-    held = []
-    for seed in range(120):
-        world = synthetic.World(seed, 48, rho=0.0, spread=20.0, members=("c8", "c16"), steps=(2, 3, 4),
+    held = []  # 95% of 40 is 38 +- 1.4
+    for seed in range(40):
+        world = synthetic.World(seed, 48, rho=0.0, spread=60.0, members=("c8", "c16"), steps=(2, 3, 4),
                                 samplers=("ddim",), attributes=False, curve=False)  # fmt: skip
         answer = plan(world.table, None, synthetic.FD, world.influence)
         cell = answer.cell
         truth = synthetic.true_fd(cell["member"], cell["sampler"], cell["steps"], cell["guidance_scale"])
         held.append(answer.interval[0] <= truth <= answer.interval[1])
-    assert 0.88 < np.mean(held) <= 1.0
+    assert np.mean(held) >= 0.85
 
 
 def test_the_same_half_twice_would_not_cover(synthetic):
     """The check above can fail: choosing and reporting on one half is optimistic."""
     held = []
-    for seed in range(120):
+    for seed in range(40):
         world = synthetic.World(seed, 48, rho=0.0, spread=60.0, members=("c8", "c16"), steps=(2, 3, 4),
                                 samplers=("ddim",), attributes=False, curve=False)  # fmt: skip
         half = world.table[world.table["split"] == "selection"]
-        table = half._append(half.assign(split="report")) if hasattr(half, "_append") else None
+        table = pd.concat([half, half.assign(split="report")], ignore_index=True)
         answer = plan(table, None, synthetic.FD)
         cell = answer.cell
         truth = synthetic.true_fd(cell["member"], cell["sampler"], cell["steps"], cell["guidance_scale"])
         held.append(answer.interval[0] <= truth <= answer.interval[1])
-    assert np.mean(held) < 0.88
+    assert np.mean(held) < 0.8
 
 
 def test_ties_are_affordable_and_in_words(synthetic):

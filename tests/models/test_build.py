@@ -61,7 +61,7 @@ def test_no_norm_group_is_a_single_channel() -> None:
 
 
 def test_unknown_family_names_the_nearest() -> None:
-    with pytest.raises(SpecError, match="unknown model family 'micor'. Did you mean 'micro'"):
+    with pytest.raises(SpecError, match=r"unknown model family 'micor'\. Did you mean 'micro'"):
         build(micro(family="micor"))
     assert set(FAMILIES) == {"sd", "micro"}
 

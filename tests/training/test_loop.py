@@ -75,7 +75,9 @@ from isocost.encoders.precompute import LatentShards
 from isocost.training.loop import train
 torch.set_num_threads({threads})
 data = LatentShards({data!r})
-train(tiny_spec(data), data, {run!r}, save_every_images=16, progress=lambda line: print(line["images_seen"], flush=True))
+def report(line):
+    print(line["images_seen"], flush=True)
+train(tiny_spec(data), data, {run!r}, save_every_images=16, progress=report)
 """
 
 
@@ -168,7 +170,7 @@ def test_global_random_state_is_neither_used_nor_moved(data, make_spec, whole, t
 def test_batches(data, make_spec):
     """Caption dropout's share, uniform timesteps, standard normal noise, and the order of the epoch."""
     spec = make_spec(data, images=40_000, batch=4000, checkpoints=())
-    run = loop._start(spec, "cpu", None)
+    run = loop.start(spec)
     (batch,) = batches(run, spec, data)
     null = torch.from_numpy(data.null_context)
     dropped = (batch.contexts == null).all(dim=(1, 2)).float().mean()
@@ -191,7 +193,7 @@ def test_batches(data, make_spec):
 
 
 def test_micro_batches_are_slices_of_the_batch(data, make_spec):
-    run = loop._start(make_spec(data), "cpu", None)
+    run = loop.start(make_spec(data))
     (whole,) = batches(run, make_spec(data), data)
     parts = list(batches(run, make_spec(data, accumulation=4), data))
     for field in whole._fields:
@@ -233,7 +235,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_state(
 
     monkeypatch.setitem(loop.OBJECTIVES, "denoise", broken)
     with pytest.raises(
-        TrainingError, match="after 40 images the loss is (nan|inf).*last good checkpoint is .*000000032"
+        TrainingError, match=r"after 40 images the loss is (nan|inf).*last good checkpoint is .*000000032"
     ):
         train(make_spec(data), data, tmp_path, save_every_images=32)
     good = Checkpoint.load(tmp_path / "checkpoints" / "000000032").weights("raw")
@@ -252,7 +254,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(data, make_spec, whole, tmp_
 
     with monkeypatch.context() as patch:
         patch.setattr(state, "save_file", full)
-        with pytest.raises(TrainingError, match="000000064: the checkpoint could not be saved.*No space left"):
+        with pytest.raises(TrainingError, match=r"000000064: the checkpoint could not be saved.*No space left"):
             train(make_spec(data), data, tmp_path, save_every_images=32)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["000000032"]
     final = train(make_spec(data), data, tmp_path, save_every_images=32)
@@ -267,9 +269,9 @@ def test_data_that_does_not_fit_is_refused(data, make_spec, make_data, tmp_path)
     with pytest.raises(DataError, match="latents have 4 channels, the model 8"):
         train(make_spec(data, model=wrong_channels), data, tmp_path)
     other = make_data(tmp_path / "other", images=41)
-    with pytest.raises(DataError, match="not the data of the spec \\(digest_of_shards, images differ\\)"):
+    with pytest.raises(DataError, match=r"not the data of the spec \(digest_of_shards, images differ\)"):
         train(make_spec(data), other, tmp_path)
-    with pytest.raises(SpecError, match="unknown objective 'denoize'. Did you mean 'denoise'"):
+    with pytest.raises(SpecError, match=r"unknown objective 'denoize'\. Did you mean 'denoise'"):
         train(make_spec(data, objective="denoize"), data, tmp_path)
     zero = NoiseSchedule(zero_terminal_snr=True)
     with pytest.raises(SpecError, match="v_prediction"):
@@ -286,7 +288,7 @@ def test_one_folder_one_run(data, make_spec, whole, tmp_path):
 def test_fine_tuning_starts_from_a_checkpoint(data, make_spec, whole, tmp_path):
     first = Checkpoint.load(whole / "checkpoints" / "000000096")
     spec = make_spec(data, start_from=first.ref("ema"))
-    begun = loop._start(spec, "cpu", lambda ref: first.folder)
+    begun = loop.start(spec, "cpu", lambda ref: first.folder)
     for name, tensor in first.weights("ema").items():
         assert torch.equal(begun.module.state_dict()[name], tensor)
     with pytest.raises(SpecError, match="pass `locate`"):
@@ -326,4 +328,4 @@ def test_ema_follows_the_raw_weights(data, make_spec, tmp_path):
 
 
 def state_dict_at_start(spec) -> dict[str, torch.Tensor]:
-    return loop._start(spec, "cpu", None).module.state_dict()
+    return loop.start(spec).module.state_dict()

@@ -12,16 +12,16 @@ from isocost.training.state import Checkpoint
 
 @pytest.fixture
 def saved(data, make_spec, tmp_path) -> Path:
-    run = loop._start(make_spec(data), "cpu", None)
+    run = loop.start(make_spec(data))
     loop.step(run, make_spec(data), data, tmp_path)
     return state.save(run, make_spec(data), tmp_path)
 
 
 def test_restores_every_tensor(data, make_spec, saved):
     spec = make_spec(data)
-    original = loop._start(spec, "cpu", None)
+    original = loop.start(spec)
     loop.step(original, spec, data, saved)
-    restored = loop._start(spec, "cpu", None)
+    restored = loop.start(spec)
     Checkpoint.load(saved).restore(restored)
     assert restored.images_seen == 8
     lines = [loop.step(run, spec, data, saved) for run in (original, restored)]
@@ -47,7 +47,7 @@ def test_network_and_reference(data, make_spec, saved):
 
 
 def test_saving_twice_gives_the_same_bytes(data, make_spec, saved, tmp_path):
-    run = loop._start(make_spec(data), "cpu", None)
+    run = loop.start(make_spec(data))
     Checkpoint.load(saved).restore(run)
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
     again = state.save(run, make_spec(data), tmp_path)
@@ -67,7 +67,7 @@ def test_damage_is_named(saved):
     with pytest.raises(DataError, match=r"ema\.safetensors: missing"):
         Checkpoint.load(saved).weights()
     (saved / "spec.yaml").write_text((saved / "spec.yaml").read_text().replace("seed: 3", "seed: 4"))
-    with pytest.raises(DataError, match="not the spec that state.json was written for"):
+    with pytest.raises(DataError, match=r"not the spec that state\.json was written for"):
         Checkpoint.load(saved)
     (saved / "state.json").unlink()
     with pytest.raises(DataError, match=r"state\.json: not a checkpoint"):

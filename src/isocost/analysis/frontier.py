@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from isocost.analysis.frames import DataFrame, Series
-from isocost.analysis.words import UNITS, cost_name, full_label, metric_name, number, sampler_name, with_error
+from isocost.analysis.words import UNITS, compact, cost_name, full_label, metric_name, number, sampler_name, with_error
 from isocost.errors import SpecError, did_you_mean, lookup
 
 Influence = Callable[[str], np.ndarray | None]
@@ -215,6 +215,8 @@ def best_guidance(
     half_width = Z95 * best["stderr"]
     best = best.assign(low=best["value"] - half_width, high=best["value"] + half_width, checkpoint=_checkpoints(best))
     best = best.sort_values(["params", "paper_cost", "sampler"], kind="stable").reset_index(drop=True)
+    known = tuple(f"{name.partition(', seed ')[0]}:" for name in left_out)  # a NaN score is named once, as such
+    missing = [name for name in missing if not name.startswith(known)] if known else missing
     return Cells(best, metric, select_by, higher[metric], tuple(left_out + missing))
 
 
@@ -421,7 +423,8 @@ def _checkpoints(rows: DataFrame) -> list[str]:
     """Names of checkpoints: the member's, with images seen where it has several, and the seed where kept apart."""
     several = rows.groupby("member")["images_seen"].transform("nunique") > 1
     apart = rows["seeds"].map(len).eq(1) & (rows.groupby("member")["seeds"].transform("nunique") > 1)
-    return [
-        row["member"] + (f"@{number(row['images_seen'])}" if many else "") + (f" seed {row['seeds'][0]}" if own else "")
-        for row, many, own in zip(rows.to_dict("records"), several, apart, strict=True)
-    ]
+    names = []
+    for row, many, own in zip(rows.to_dict("records"), several, apart, strict=True):
+        images, seed = f"@{compact(row['images_seen'])}" if many else "", f" seed {row['seeds'][0]}" if own else ""
+        names.append(f"{row['member']}{images}{seed}")
+    return names

@@ -15,8 +15,8 @@ __all__ = ["open_images", "square", "square_images"]
 def square(image: np.ndarray, resolution: int) -> np.ndarray:
     """The centre square of uint8 RGB [H,W,3], resized to uint8 [resolution,resolution,3].
 
-    Of an odd remainder the extra row or column is cut at the bottom or right. Smaller: Pillow's LANCZOS, which widens its
-    kernel by the scale and so does not alias; larger: Pillow's BICUBIC.
+    Of an odd remainder the extra row or column is cut at the bottom or right. Smaller: Pillow's LANCZOS, which widens
+    its kernel by the scale and so does not alias; larger: Pillow's BICUBIC.
     """
     height, width = image.shape[:2]
     side = min(height, width)

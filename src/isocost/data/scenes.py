@@ -15,6 +15,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 
@@ -301,7 +302,7 @@ def chance(options: SceneOptions) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class _Objects:
-    """M single objects of N scenes, in drawing order; centre and radius in image sides."""
+    """M single objects of N scenes, sorted by group, then slot; centre and radius in image sides."""
 
     scene: np.ndarray
     group: np.ndarray
@@ -388,9 +389,9 @@ def _off_centre(wave: np.ndarray) -> np.ndarray:
 
 
 def _texture(kind: np.ndarray, x: np.ndarray, y: np.ndarray, period: np.ndarray) -> np.ndarray:
-    """Share of the accent colour, float32 [M, P, P], at points x, y in pixels; `period` [M, 1, 1] in pixels."""
+    """Share of the accent colour, float32 [K], at points x, y; they and the textures' periods are in pixels."""
     share = np.zeros_like(x)
-    striped, dotted = kind == TEXTURES.index("striped"), kind == TEXTURES.index("dotted")
+    striped, dotted = (np.flatnonzero(kind == TEXTURES.index(name)) for name in ("striped", "dotted"))
     across = _off_centre(x[striped] / period[striped])
     share[striped] = np.clip((np.float32(0.25) - across) * period[striped] + np.float32(0.5), 0, 1)
     u, v = (_off_centre(axis[dotted] / period[dotted]) for axis in (x, y))
@@ -398,12 +399,10 @@ def _texture(kind: np.ndarray, x: np.ndarray, y: np.ndarray, period: np.ndarray)
     return share
 
 
-def _turned(x: np.ndarray, y: np.ndarray, half_tangent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """x, y [M, P, P] turned by the angle whose half has this tangent: cosine and sine without a library's own."""
+def _turn(half_tangent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """float32 cosine and sine of the angle whose half has this tangent, without a library's own functions."""
     square = half_tangent * half_tangent
-    cosine = ((1 - square) / (1 + square)).astype(np.float32)[:, None, None]
-    sine = (2 * half_tangent / (1 + square)).astype(np.float32)[:, None, None]
-    return x * cosine + y * sine, y * cosine - x * sine
+    return ((1 - square) / (1 + square)).astype(np.float32), (2 * half_tangent / (1 + square)).astype(np.float32)
 
 
 def draw(seed: int, indices: Sequence[int], resolution: int, options: SceneOptions) -> np.ndarray:
@@ -413,45 +412,61 @@ def draw(seed: int, indices: Sequence[int], resolution: int, options: SceneOptio
 
 
 def _draw(u: np.ndarray, layout: _Layout, resolution: int) -> np.ndarray:
+    """uint8 [N, resolution, resolution, 3]."""
     if resolution < MIN_RESOLUTION:
         raise SpecError(f"scenes need a resolution of {MIN_RESOLUTION} px or more, found {resolution}.")
     canvas = _ground(u, layout, resolution)
     objects = _objects(u, layout)
     scene, group = objects.scene, objects.group
 
-    # Each object is drawn on a square patch of P pixels a side that holds it.
-    patch = min(resolution, int(2 * LARGEST * resolution) + 3)
-    corners = (at * resolution - patch / 2 + 0.5 for at in (objects.x, objects.y))
-    corners = (np.floor(np.clip(corner, 0, resolution - patch)).astype(np.int64) for corner in corners)
-    left, top = (corner[:, None] + np.arange(patch) for corner in corners)
-    x = (left + 0.5 - (objects.x * resolution)[:, None]).astype(np.float32)[:, None, :]
-    y = (top + 0.5 - (objects.y * resolution)[:, None]).astype(np.float32)[:, :, None]
-    radius = (objects.radius * resolution).astype(np.float32)[:, None, None]
+    left, top = (_corner(at * resolution, _patch(resolution), resolution) for at in (objects.x, objects.y))
+    x = (left + 0.5 - (objects.x * resolution)[:, None]).astype(np.float32)
+    y = (top + 0.5 - (objects.y * resolution)[:, None]).astype(np.float32)
+    radius = (objects.radius * resolution).astype(np.float32)
+    turn = (0.2 * _pair(u, "turn") - 0.1)[group, scene]  # up to 11 degrees either way
+    edge = _edges(layout.shape[group, scene], x, y, radius, turn)
 
-    turn_x, turn_y = _turned(x, y, 0.2 * _pair(u, "turn")[group, scene] - 0.1)  # up to 11 degrees either way
-    shape, inside = layout.shape[group, scene], np.empty((len(scene), patch, patch), dtype=np.float32)
-    for code, distance in enumerate(SHAPES.values()):
-        chosen = shape == code
-        size = radius[chosen]
-        inside[chosen] = distance(turn_x[chosen] / size, turn_y[chosen] / size) * size
-    coverage = np.clip(np.float32(0.5) - inside, 0, 1)
+    # Only covered pixels get a colour: lists of K of them, in the order of the objects.
+    which, row, column = np.nonzero(edge < np.float32(0.5))
+    coverage = np.minimum(np.float32(0.5) - edge[which, row, column], np.float32(1))[:, None]
+    x, y = x[which, column], y[which, row]
+    cosine, sine = (part[which] for part in _turn((2 * _pair(u, "slant") - 1)[group, scene]))
+    period = np.maximum(np.float32(0.75) * radius, np.float32(0.115 * resolution))[which]
+    share = _texture(layout.texture[group, scene][which], x * cosine + y * sine, y * cosine - x * sine, period)[:, None]
+    plain = _colours(layout.colour[group, scene], np.stack([_pair(u, name) for name in _TINT], -1)[group, scene])
+    paint = plain[which] + share * (_accent(plain) - plain)[which]
 
-    tint = np.stack([_pair(u, f"tint_{channel}") for channel in "rgb"], -1)
-    colour = _colours(layout.colour[group, scene], tint[group, scene])
-    slant_x, slant_y = _turned(x, y, 2 * _pair(u, "slant")[group, scene] - 1)
-    period = np.maximum(np.float32(0.75) * radius, np.float32(0.115 * resolution))
-    share = _texture(layout.texture[group, scene], slant_x, slant_y, period)[..., None]
-    plain, accent = colour[:, None, None, :], _accent(colour)[:, None, None, :]
-    paint = plain + share * (accent - plain)
-
-    # One object of each scene at a time: soft edges of neighbours may share a pixel.
-    for group_code in (0, 1):
-        for slot in range(4):
-            chosen = (group == group_code) & (objects.slot == slot)
-            where = scene[chosen][:, None, None], top[chosen][:, :, None], left[chosen][:, None, :]
-            under = canvas[where]
-            canvas[where] = under + coverage[chosen][..., None] * (paint[chosen] - under)
+    # One object of each scene at a time, for the soft edges of neighbours may share a pixel.
+    pixels = canvas.reshape(-1, 3)
+    place = (scene[which] * resolution + top[which, row]) * resolution + left[which, column]
+    turns = np.searchsorted((4 * group + objects.slot)[which], np.arange(9))
+    for begin, end in pairwise(turns):
+        under = pixels[place[begin:end]]
+        pixels[place[begin:end]] = under + coverage[begin:end] * (paint[begin:end] - under)
     return np.floor(np.clip(canvas, 0, 1) * np.float32(255) + np.float32(0.5)).astype(np.uint8)
+
+
+def _patch(resolution: int) -> int:
+    """Pixels a side of a square that holds the largest object wherever it lies."""
+    return min(resolution, int(2 * LARGEST * resolution) + 3)
+
+
+def _corner(centre: np.ndarray, patch: int, resolution: int) -> np.ndarray:
+    """Pixel numbers [M, patch], inside the image, of the patches around these centres (in pixels)."""
+    first = np.floor(np.clip(centre - patch / 2 + 0.5, 0, resolution - patch)).astype(np.int64)
+    return first[:, None] + np.arange(patch)
+
+
+def _edges(shape: np.ndarray, x: np.ndarray, y: np.ndarray, radius: np.ndarray, turn: np.ndarray) -> np.ndarray:
+    """Signed distance in pixels, float32 [M, P, P], from the columns x and rows y [M, P] to each object's edge."""
+    edge = np.empty((*x.shape, y.shape[1]), dtype=np.float32)
+    cosine, sine = _turn(turn)
+    for code, distance in enumerate(SHAPES.values()):
+        these = np.flatnonzero(shape == code)
+        size, c, s = (values[these, None, None] for values in (radius, cosine, sine))
+        across, down = x[these, None, :] / size, y[these, :, None] / size
+        edge[these] = distance(across * c + down * s, down * c - across * s) * size
+    return edge
 
 
 def scenes(seed: int, indices: Sequence[int], resolution: int, options: SceneOptions) -> list[Scene]:

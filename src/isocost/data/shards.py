@@ -188,8 +188,8 @@ def _scan(tar: Path) -> dict[str, list[Member]]:
     return samples
 
 
-def _last(samples: Mapping[str, Any]) -> str:
-    return next(reversed(samples), "") if samples else ""
+def _last(samples: dict[str, Any]) -> str:
+    return next(reversed(samples), "")
 
 
 def _split_name(tar: Path, name: str) -> tuple[str, str]:

@@ -13,7 +13,15 @@ import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-from isocost.encoders.weights import content_digest, load_into, locate, read_config, read_weights, write_weights
+from isocost.encoders.weights import (
+    content_digest,
+    load_into,
+    locate,
+    quiet_random,
+    read_config,
+    read_weights,
+    write_weights,
+)
 from isocost.errors import DataError
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -106,7 +114,8 @@ def load_autoencoder(ref: str | Path, device: str = "cpu") -> Autoencoder:
     config = read_config(folder)
     if config.get("_class_name") != "AutoencoderKL":
         raise DataError(f"{folder}: config.json is of {config.get('_class_name')}, not of an AutoencoderKL.")
-    module = AutoencoderKL.from_config(config)
+    with quiet_random():
+        module = AutoencoderKL.from_config(config)
     load_into(module, _old_attention_names(read_weights(folder / WEIGHTS)), folder / WEIGHTS)
     return Autoencoder(module, device)
 

@@ -12,7 +12,15 @@ import torch
 from torch import nn
 
 from isocost.encoders.text import _in_fixed_batches, resize
-from isocost.encoders.weights import content_digest, load_into, locate, read_config, read_weights, write_weights
+from isocost.encoders.weights import (
+    content_digest,
+    load_into,
+    locate,
+    quiet_random,
+    read_config,
+    read_weights,
+    write_weights,
+)
 from isocost.errors import DataError
 
 WEIGHTS = "model.safetensors"
@@ -94,6 +102,7 @@ def load_classifier(ref: str | Path) -> AttributeClassifier:
         raise DataError(f"{folder}: config.json is of '{config.get('model_type')}', not of an attribute classifier.")
     attributes = {name: tuple(values) for name, values in config["attributes"].items()}
     classes = {name: len(values) for name, values in attributes.items()}
-    module = AttributeNet(classes, config["width"], config["resolution"])
+    with quiet_random():
+        module = AttributeNet(classes, config["width"], config["resolution"])
     load_into(module, read_weights(folder / WEIGHTS), folder / WEIGHTS)
     return AttributeClassifier(module, attributes, config["width"], config["resolution"])

@@ -1,9 +1,9 @@
 """Images and captions -> shards of latents and text embeddings, once, before any training: encoders never train along.
 
 A folder holds `latents-00000.safetensors`, ... and `header.json`. Each shard has `latents` fp16 [n,C,h,w], `caption`
-int64 [n] (which of the set's distinct captions an image has) and `contexts` fp16 [u,L,D], the embeddings of the captions
-that this shard is the first to use. Caption 0 is the empty one, whose embedding replaces dropped captions. All payloads
-have a fixed size, so that a sample is read from the memory map without parsing.
+int64 [n] (which of the set's distinct captions an image has) and `contexts` fp16 [u,L,D], the embeddings of the
+captions that this shard is the first to use. Caption 0 is the empty one, whose embedding replaces dropped captions.
+All payloads have a fixed size, so that a sample is read from the memory map without parsing.
 """
 
 from __future__ import annotations

@@ -23,7 +23,15 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from isocost.encoders.weights import content_digest, load_into, locate, read_config, read_weights, write_weights
+from isocost.encoders.weights import (
+    content_digest,
+    load_into,
+    locate,
+    quiet_random,
+    read_config,
+    read_weights,
+    write_weights,
+)
 from isocost.errors import DataError
 
 WEIGHTS = "model.safetensors"
@@ -214,7 +222,8 @@ def load_text_encoder(ref: str | Path, device: str = "cpu") -> TextEncoder:
     if config.get("model_type") not in ("clip", "clip_text_model"):
         raise DataError(f"{folder}: config.json is of '{config.get('model_type')}', not of a CLIP text encoder.")
     text = config["text_config"] if config["model_type"] == "clip" else config
-    module = CLIPTextModel(CLIPTextConfig(**_public(text)))
+    with quiet_random():
+        module = CLIPTextModel(CLIPTextConfig(**_public(text)))
     tensors = read_weights(folder / WEIGHTS)
     prefix = "text_model." if any(name.startswith("text_model.") for name in module.state_dict()) else ""
     text_only = {f"{prefix}{_bare(name)}": value for name, value in tensors.items() if name.startswith("text_model.")}
@@ -326,7 +335,8 @@ def load_clip(ref: str | Path, device: str = "cpu") -> ClipScorer:
     if config.get("model_type") != "clip":
         raise DataError(f"{folder}: config.json is of '{config.get('model_type')}'; a score needs a whole CLIP.")
     towers = {name: _public(config[name]) for name in ("text_config", "vision_config")}
-    module = CLIPModel(CLIPConfig(**{**_public(config), **towers}))
+    with quiet_random():
+        module = CLIPModel(CLIPConfig(**{**_public(config), **towers}))
     load_into(module, read_weights(folder / WEIGHTS), folder / WEIGHTS)
     image = folder / "preprocessor_config.json"
     settings = json.loads(image.read_text()) if image.is_file() else {}

@@ -30,6 +30,7 @@ from isocost.data import scenes
 from isocost.encoders.autoencoder import Autoencoder, load_autoencoder, psnr, standardise
 from isocost.encoders.classifier import AttributeClassifier, AttributeNet, load_classifier
 from isocost.encoders.text import ClipScorer, load_clip, load_text_encoder, resize, tokenize, train_tokenizer
+from isocost.encoders.weights import quiet_random
 from isocost.errors import TrainingError, lookup
 from isocost.specs import SceneOptions
 
@@ -130,6 +131,7 @@ class ClipSettings:
     images: int = 65_536
     batch: int = 256
     lr: float = 2e-3
+    muon_lr: float | None = None
     words_weight: float = 1.0
 
 
@@ -186,7 +188,7 @@ def train_clip(
             return _contrast(logits, texts) + settings.words_weight * _words_loss(words(seen), ids)
 
         both = torch.nn.ModuleList([module, words])
-        _optimise(both, loss, settings.images // settings.batch, settings.lr, log)
+        _optimise(both, loss, settings.images // settings.batch, settings.lr, log, settings.muon_lr)
     with torch.no_grad():
         module.logit_scale.clamp_(max=math.log(100))
     return load_clip(ClipScorer(module, tokenizer, (0.5,) * 3, (0.5,) * 3).save(folder))
@@ -226,11 +228,12 @@ Attributes = Callable[[range], list[dict]]
 class ClassifierSettings:
     """width: channels at full resolution. images: seen in training."""
 
-    width: int = 16
+    width: int = 24
     resolution: int = 32
-    images: int = 64_000
+    images: int = 80_000
     batch: int = 64
     lr: float = 3e-3
+    muon_lr: float = 0.02
     noise: float = 0.08
 
 
@@ -266,7 +269,7 @@ def train_classifier(
                 total = total + each / max(1, sum(code >= 0 for code in wanted))
             return total / len(values)
 
-        _optimise(module, loss, settings.images // settings.batch, settings.lr, log)
+        _optimise(module, loss, settings.images // settings.batch, settings.lr, log, settings.muon_lr)
     return load_classifier(AttributeClassifier(module, values, settings.width, settings.resolution).save(folder))
 
 
@@ -278,7 +281,7 @@ def _pixels(images: np.ndarray) -> torch.Tensor:
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     """torch's global generator, which initialisers and dropout draw from, seeded inside and restored after."""
-    with torch.random.fork_rng(devices=[]):
+    with quiet_random():
         torch.manual_seed(seed)
         yield
 
@@ -291,12 +294,12 @@ def _optimise(
     log: Log,
     muon_lr: float | None = None,
 ) -> None:
-    """AdamW, and Muon for convolutions where `muon_lr` is given; linear warm-up over 5% of the steps, cosine to 0.
+    """AdamW, and Muon for hidden matrices where `muon_lr` is given; linear warm-up over 5% of the steps, cosine to 0.
 
     Gradients are clipped to norm 1. Raises `TrainingError` where the loss stops being finite.
     """
     module.train()
-    matrices = [weight for weight in module.parameters() if weight.ndim == 4 and min(weight.shape[:2]) > 3]
+    matrices = [weight for name, weight in module.named_parameters() if _is_hidden_matrix(name, weight)]
     by_muon = {id(weight) for weight in matrices} if muon_lr else set()
     rest = [weight for weight in module.parameters() if id(weight) not in by_muon]
     optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.99), weight_decay=0.01)]
@@ -321,6 +324,11 @@ def _optimise(
         if (step + 1) % 100 == 0 or step + 1 == steps:
             log(f"step {step + 1}/{steps} loss {sum(recent) / len(recent):.4f} {time.monotonic() - began:.0f} s")
     module.eval()
+
+
+def _is_hidden_matrix(name: str, weight: torch.nn.Parameter) -> bool:
+    """A convolution between features or a matrix of a transformer's layer, but nothing next to pixels or tokens."""
+    return (weight.ndim == 4 and min(weight.shape[:2]) > 3) or (weight.ndim == 2 and ".layers." in name)
 
 
 class Muon(torch.optim.Optimizer):
@@ -400,7 +408,7 @@ ASSETS: dict[str, Asset] = {
         "clip",
         seed=2,
         scene_seed=9003,
-        settings=ClipSettings(text_hidden=96, image_hidden=96, images=81_920, batch=128),
+        settings=ClipSettings(text_hidden=96, image_hidden=96, images=81_920, batch=128, muon_lr=0.01),
         note=_APART.format("this one scores, so it may condition no model; `scenes-clip-condition` conditions."),
     ),
     "scenes-attributes": Asset(
@@ -409,8 +417,8 @@ ASSETS: dict[str, Asset] = {
         seed=3,
         scene_seed=9004,
         settings=ClassifierSettings(),
-        note="One head an attribute; a scene's attributes follow from the image alone (with two groups, the left or "
-        "upper one is the first).",
+        note="Every third image it was trained on is a reconstruction by `scenes-vae`. A scene's attributes follow "
+        "from the image alone (with two groups, the left or upper one is the first).",
     ),
 }
 
@@ -454,8 +462,8 @@ def measure_autoencoder(autoencoder: Autoencoder) -> dict[str, Any]:
         latents = autoencoder.encode(images)
         shape = autoencoder.latent_shape(resolution)
         found[f"psnr_db_{resolution}px"] = round(psnr(images, autoencoder.decode(latents)), 2)
-        found[f"latent_mean_{resolution}px"] = latents.mean((0, 2, 3)).round(3).tolist()
-        found[f"latent_deviation_{resolution}px"] = latents.std((0, 2, 3)).round(3).tolist()
+        found[f"latent_mean_{resolution}px"] = [round(float(value), 3) for value in latents.mean((0, 2, 3))]
+        found[f"latent_deviation_{resolution}px"] = [round(float(value), 3) for value in latents.std((0, 2, 3))]
         found[f"encode_mflops_{resolution}px"] = _mflops(autoencoder.module.encode, (1, 3, resolution, resolution))
         found[f"decode_mflops_{resolution}px"] = _mflops(autoencoder.module.decode, (1, *shape))
     return found
@@ -498,11 +506,18 @@ def measure_clip(clip: ClipScorer) -> dict[str, Any]:
 
 def _build_classifier(asset: Asset, folder: Path, log: Log) -> dict[str, Any]:
     assert isinstance(asset.settings, ClassifierSettings)
+    beside = folder.parent / "scenes-vae"
+    autoencoder = load_autoencoder(beside if beside.exists() else "scenes-vae")
     images, attributes = _draw(asset.scene_seed), _attributes(asset.scene_seed)
+
+    def partly_decoded(numbers: range) -> np.ndarray:
+        drawn = images(numbers)
+        drawn[::3] = autoencoder.decode(autoencoder.encode(drawn[::3]))
+        return drawn
+
     settings, values = asset.settings, scenes.ATTRIBUTES
-    classifier = train_classifier(images, attributes, values, settings, asset.seed, folder, log)
-    reconstructs = folder.parent / "scenes-vae"
-    return measure_classifier(classifier, load_autoencoder(reconstructs if reconstructs.exists() else "scenes-vae"))
+    classifier = train_classifier(partly_decoded, attributes, values, settings, asset.seed, folder, log)
+    return measure_classifier(classifier, autoencoder)
 
 
 def measure_classifier(classifier: AttributeClassifier, autoencoder: Autoencoder) -> dict[str, Any]:
@@ -541,8 +556,8 @@ def _mflops(network: Callable[[torch.Tensor], Any], shape: tuple[int, ...]) -> f
 def train_assets(folder: str | Path, only: Sequence[str] | None = None, log: Log = print) -> None:
     """Train the shipped encoders (all, or those named) into `folder`/NAME, each with metrics.json and a README.md card.
 
-    The classifier's figures on reconstructions use the autoencoder in `folder`, or else the shipped one. Raises
-    `SpecError` for a name that is not an asset's.
+    The classifier sees reconstructions by the autoencoder in `folder`, or else by the shipped one. Raises `SpecError`
+    for a name that is not an asset's.
     """
     for name in only or ASSETS:
         asset, place = lookup(ASSETS, name, "asset"), Path(folder) / name

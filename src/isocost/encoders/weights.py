@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,13 @@ def write_weights(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     """Save as safetensors, as they are."""
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path, {"format": "pt"})
+
+
+@contextmanager
+def quiet_random() -> Iterator[None]:
+    """Inside, torch's global generator may be drawn from or seeded; after, it is as it was before."""
+    with torch.random.fork_rng(devices=[]):
+        yield
 
 
 def load_into(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], where: Path) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from isocost.errors import SpecError, lookup
 from isocost.specs import ModelSpec
@@ -29,7 +29,8 @@ def build(spec: ModelSpec, device: str | torch.device | None = None) -> UNet2DCo
     family = lookup(FAMILIES, spec.family, "model family")
     target = torch.device(device) if device is not None else torch.get_default_device()
     with torch.device("meta" if target.type == "meta" else "cpu"):
-        return family(spec).to(target)
+        unet: Any = family(spec)  # diffusers' `to` is typed wrongly
+    return unet.to(target)
 
 
 def sd(spec: ModelSpec) -> UNet2DConditionModel:

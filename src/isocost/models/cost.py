@@ -10,7 +10,7 @@ import functools
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, cast
 
 from isocost.errors import SpecError, did_you_mean, lookup
 from isocost.models.build import build
@@ -21,25 +21,33 @@ if TYPE_CHECKING:
 
 BYTES = {"fp32": 4, "bf16": 2}
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
-@functools.lru_cache(maxsize=1024)
+
+def _cached(function: Callable[P, R]) -> Callable[P, R]:
+    """`lru_cache` that keeps the signature. Specs are frozen, so hashable, which type checkers cannot see."""
+    return cast(Callable[P, R], functools.lru_cache(maxsize=1024)(function))
+
+
+@_cached
 def parameters(spec: ModelSpec) -> int:
     """How many weights a member has."""
     return sum(weight.numel() for weight in build(spec, "meta").parameters())
 
 
-@functools.lru_cache(maxsize=1024)
+@_cached
 def forward_flops(spec: ModelSpec, latent_size: int, context_length: int) -> int:
     """FLOPs of one evaluation of one image: a latent of side `latent_size`, `context_length` text tokens."""
     unet = build(spec, "meta")
     return count_flops(lambda: unet(*_inputs(spec, latent_size, context_length, batch=1)))
 
 
-@functools.lru_cache(maxsize=1024)
+@_cached
 def training_flops(spec: ModelSpec, latent_size: int, context_length: int) -> int:
     """FLOPs of training on one image, once: a forward and a backward pass.
 
-    A little under the usual 3 x forward, as latent, timestep and context need no gradient: 1% under at the size of
+    A little under the usual 3 x forward, as latent, timestep and context need no gradient: under 1% at the sizes of
     Stable Diffusion, 9% for the smallest `micro`. The optimizer's step, shared by a batch, is left out.
     """
     unet = build(spec, "meta")
@@ -135,7 +143,7 @@ def image_cost(
 
 
 def paper_cost(norm_cost: float, steps: int) -> float:
-    """The paper's sampling cost: norm. cost x steps. It leaves out guidance's second evaluation, text encoder and VAE."""
+    """The paper's sampling cost: norm. cost x steps. Guidance's second evaluation, text and VAE are left out."""
     return norm_cost * steps
 
 
@@ -185,7 +193,7 @@ def sampling_memory(
     )
 
 
-@functools.lru_cache(maxsize=1024)
+@_cached
 def activation_bytes(
     spec: ModelSpec, latent_size: int, context_length: int, batch: int, dtype: str, *, training: bool
 ) -> int:
@@ -260,10 +268,11 @@ def _fused_attention_mode() -> Any:
 
     class FusedAttention(TorchFunctionMode):
         def __torch_function__(self, func, types, args=(), kwargs=None):
+            kwargs = kwargs or {}
             if func is torch.nn.functional.scaled_dot_product_attention:
                 query, key, value = args[:3] if len(args) > 2 else (kwargs[name] for name in ("query", "key", "value"))
                 return _fused_attention().apply(query, key, value)
-            return func(*args, **(kwargs or {}))
+            return func(*args, **kwargs)
 
     return FusedAttention()
 

@@ -82,7 +82,7 @@ _SD_WIDTHS = tuple(row.width for row in TABLE1)
 LADDERS: dict[str, Ladder] = {
     ladder.name: ladder
     for ladder in (
-        # The paper's: a context of 1024 gives all eleven parameter counts of Table 1; Stable Diffusion 1.5's 768 does not.
+        # The paper's. A context of 1024 gives all eleven parameter counts of Table 1; SD 1.5's 768 does not.
         _ladder(
             "sd", "sd", _SD_WIDTHS, 320, context_dim=1024, num_heads=8, latent_size=64, context_length=77, table1=TABLE1
         ),

@@ -40,7 +40,9 @@ def prepare(unet: nn.Module, engine: EngineSpec) -> Network:
     if engine.device == "cuda" and not torch.cuda.is_available():
         raise SpecError("engine.device is 'cuda' but torch sees no GPU: set engine.device to 'cpu'.")
     dtype = DTYPES[engine.dtype]
-    unet = unet.to(device=engine.device, dtype=dtype).eval().requires_grad_(False)
+    unet = unet.to(engine.device).eval().requires_grad_(False)
+    if dtype != torch.float32:
+        unet = unet.to(dtype=dtype)
     run = from_unet(torch.compile(unet) if engine.compiled else unet)
 
     def network(x: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor) -> torch.Tensor:

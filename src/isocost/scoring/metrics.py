@@ -302,8 +302,9 @@ METRICS: dict[str, Metric] = {
 
 
 def label(metric: str, extractor: str) -> str:
-    """The name under which a score is printed: `fd[scenes-clip-score]`, or `accuracy`."""
-    return f"{metric}[{extractor}]" if lookup(METRICS, metric, "metric").names_extractor else metric
+    """The name under which a score is printed: `fd[scenes-clip-score]`, `accuracy`, or `accuracy/colour`."""
+    family = lookup(METRICS, metric.partition("/")[0], "metric")
+    return f"{metric}[{extractor}]" if family.names_extractor else metric
 
 
 def compute(metric: str, **inputs: Any) -> dict[str, Estimate]:

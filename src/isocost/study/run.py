@@ -220,7 +220,8 @@ def table(store: Store) -> pd.DataFrame:
     seconds = {key: float(np.median([s for _, s in store.chunk_costs(key)])) for key in frame["sample_key"].unique()}
     frame["plug_in"] = frame["value"]
     frame["value"] = frame["plug_in"] - frame["bias"].fillna(0.0)
-    names = [label(*key) for key in zip(frame["metric"], frame["extractor"], strict=True)]
+    extractors = frame["extractor"].str.partition("@")[0]
+    names = [label(*key) for key in zip(frame["metric"], extractors, strict=True)]
     return frame.assign(metric=names, seconds_per_image=frame["sample_key"].map(seconds))
 
 

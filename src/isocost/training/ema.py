@@ -32,7 +32,7 @@ class Average:
     def update(self, images_seen: int, batch: int) -> None:
         """Follow one step of `batch` images, after which `images_seen` were seen."""
         new = [parameter.detach().float() for parameter in self._parameters]
-        torch._foreach_lerp_(self._averages, new, 1 - decay(self.ema, images_seen, batch))
+        torch._foreach_lerp_(self._averages, new, 1 - decay(self.ema, images_seen, batch))  # pyright: ignore
 
     def state_dict(self) -> dict[str, Tensor]:
         return dict(zip(self._names, self._averages, strict=True))

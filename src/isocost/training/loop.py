@@ -47,11 +47,12 @@ def train(
     are bit for bit those of a run that was never interrupted (same device and threads).
 
     progress: called after each step with the line of metrics.jsonl. keep_last: full states kept to resume from.
-    save_every_images: how often a state is saved besides `spec.checkpoints` (None: 20 times a run); it changes no result.
+    save_every_images: how often a state is saved besides `spec.checkpoints` (None: 20 times a run). No result depends
+    on it.
     locate: finds the checkpoint of `spec.start_from`.
 
-    On SIGTERM or SIGINT the state is saved and `SystemExit` raised. Raises `TrainingError` when the loss is not finite or
-    the disk is full, naming the checkpoint that is left; `DataError` for data that the spec was not made for.
+    On SIGTERM or SIGINT the state is saved and `SystemExit` raised. Raises `TrainingError` when the loss is not finite
+    or the disk is full, naming the checkpoint that is left; `DataError` for data that the spec was not made for.
     """
     folder = Path(folder)
     _check(spec, data)
@@ -60,7 +61,7 @@ def train(
     with _only_process(folder), _stop_signals() as stop:
         if final := _final(spec, folder):
             return final
-        state = _start(spec, device, locate)
+        state = start(spec, device, locate)
         last_saved = _resume(state, spec, folder)
         log = states.Log(folder, state.images_seen)
         try:
@@ -164,7 +165,9 @@ def _check(spec: TrainSpec, data: LatentShards) -> None:
         )
 
 
-def _start(spec: TrainSpec, device: str | torch.device, locate: Callable[[CheckpointRef], Path] | None) -> TrainState:
+def start(
+    spec: TrainSpec, device: str | torch.device = "cpu", locate: Callable[[CheckpointRef], Path] | None = None
+) -> TrainState:
     """The state at 0 images seen; initial weights follow from the seed, whatever the device."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)

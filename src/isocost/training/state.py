@@ -40,7 +40,7 @@ Weights = Literal["ema", "raw"]
 
 @dataclass
 class TrainState:
-    """All that changes while training. Order, noise and rates are functions of `images_seen`, so they are not in here."""
+    """All that changes while training. Order, noise and rates are functions of `images_seen`, so they are not here."""
 
     module: nn.Module
     average: Average
@@ -103,7 +103,7 @@ class Checkpoint:
         """The module with these weights, in eval mode, without gradients."""
         module = build(self.spec.model, "meta")
         _load_module(module, self.weights(weights), self.folder, assign=True)
-        return module.to(device).eval().requires_grad_(False)
+        return module.to(device).eval().requires_grad_(False)  # pyright: ignore[reportArgumentType]
 
     def restore(self, state: TrainState) -> None:
         """Put a run back to where it was at this checkpoint."""
@@ -144,8 +144,8 @@ def save(state: TrainState, spec: TrainSpec, run: Path) -> Path:
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise TrainingError(
-            f"{final}: the checkpoint could not be saved: {error}. Earlier checkpoints are untouched: make room, and run "
-            "the same command again."
+            f"{final}: the checkpoint could not be saved: {error}. Earlier checkpoints are untouched: make room, and "
+            "run the same command again."
         ) from None
     return final
 
@@ -173,7 +173,7 @@ def _write_files(state: TrainState, spec: TrainSpec, folder: Path) -> None:
 
 
 def _replace_folder(temporary: Path, final: Path) -> None:
-    """Rename; what lay there (a damaged checkpoint, or one stripped to its EMA weights) goes when its successor stands."""
+    """Rename; what lay there (a damaged checkpoint, or one stripped to EMA weights) goes when its successor stands."""
     old = final.with_name(f".{final.name}.old.tmp")
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
@@ -216,7 +216,7 @@ def _load_module(module: nn.Module, weights: dict[str, Tensor], folder: Path, as
         raise DataError(f"{folder}: the weights do not fit the model: {' '.join(str(error).split())[:300]}") from None
 
 
-# ---------------------------------------------------------------------------------------------------------- a run's folder
+# ------------------------------------------------------------------------------------------------------ a run's folder
 
 
 def checkpoints(run: Path) -> list[Path]:

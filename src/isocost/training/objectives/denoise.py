@@ -10,7 +10,7 @@ from isocost.training.objectives.batch import Batch
 
 
 def loss(network: Network, batch: Batch, settings: TrainSettings) -> Tensor:
-    """Mean squared error of each image [B], unweighted, between the network's output and `settings.prediction`'s target."""
+    """Mean squared error of each image [B], unweighted, between the output and the target of `settings.prediction`."""
     x_t = add_noise(batch.latents, batch.noise, batch.alpha_cumprod)
     wanted = target(settings.prediction, batch.latents, batch.noise, batch.alpha_cumprod)
     output = network(x_t, batch.timesteps, batch.contexts)

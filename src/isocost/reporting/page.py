@@ -24,8 +24,8 @@ from isocost.analysis.frontier import (
 )  # fmt: skip
 from isocost.analysis.planner import Recommendation, plan_cells
 from isocost.analysis.words import UNITS, full_label, listed, metric_name, number, sampler_name, short_label, with_error
-from isocost.report import figures
-from isocost.report.figures import Bars, Plot, Strip, known_units
+from isocost.reporting import figures
+from isocost.reporting.figures import Bars, Plot, Strip, known_units
 from isocost.specs import Budget, Spec
 
 UNIT_NAMES = {"paper": "Paper cost", "gflops": "GFLOPs", "seconds": "Seconds"}

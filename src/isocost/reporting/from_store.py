@@ -11,8 +11,8 @@ import pandas as pd
 
 from isocost.analysis.frontier import Cells, best_guidance
 from isocost.environment import environment
-from isocost.report.figures import Strip, attribute_name, paper_figures
-from isocost.report.page import report
+from isocost.reporting.figures import Strip, attribute_name, paper_figures
+from isocost.reporting.page import report
 from isocost.study import run
 from isocost.study.grid import Cell
 from isocost.study.run import Trained
