@@ -55,7 +55,7 @@ def test_shipped_classifier_reads_scenes_and_their_reconstructions():
     )
     attributes = [found for _, found in described]
     autoencoder = load_autoencoder("scenes-vae")
-    for seen, floor in ((images, 0.85), (autoencoder.decode(autoencoder.encode(images)), 0.75)):
+    for seen, floor in ((images, 0.9), (autoencoder.decode(autoencoder.encode(images)), 0.75)):
         accuracy = {name: np.nanmean(right) for name, right in classifier.correct(seen, attributes).items()}
         for name in ("background", "colour", "shape", "place", "count"):
             assert accuracy[name] > floor, (name, accuracy[name])

@@ -1,0 +1,1 @@
+"""Captioned images: drawn scenes, shards and folders of files, and prompts."""

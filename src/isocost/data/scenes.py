@@ -285,9 +285,14 @@ def _describe(u: np.ndarray, layout: _Layout) -> list[tuple[str, dict[str, str |
     return described
 
 
-@lru_cache(maxsize=8)
 def chance(options: SceneOptions) -> dict[str, float]:
     """Accuracy of always answering the commonest value, by attribute, where a scene has it (from 8,192 captions)."""
+    return dict(_chance(options.groups, options.version))
+
+
+@lru_cache(maxsize=8)
+def _chance(groups: int, version: int) -> dict[str, float]:
+    options = SceneOptions(groups=groups, version=version)
     found = [attributes for _, attributes in describe_all(0, range(8192), options)]
     levels = {}
     for name, values in ATTRIBUTES.items():

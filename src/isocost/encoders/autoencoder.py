@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +39,7 @@ class Autoencoder:
     """
 
     def __init__(self, module: AutoencoderKL, device: str = "cpu"):
-        self.module = module.to(device).eval().requires_grad_(False)
+        self.module = module.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
         self.device = torch.device(device)
         self.digest = content_digest(module.config, module)
         self.factor = 2 ** (len(module.config["block_out_channels"]) - 1)
@@ -115,7 +116,7 @@ def load_autoencoder(ref: str | Path, device: str = "cpu") -> Autoencoder:
     if config.get("_class_name") != "AutoencoderKL":
         raise DataError(f"{folder}: config.json is of {config.get('_class_name')}, not of an AutoencoderKL.")
     with quiet_random():
-        module = AutoencoderKL.from_config(config)
+        module: Any = AutoencoderKL.from_config(config)
     load_into(module, _old_attention_names(read_weights(folder / WEIGHTS)), folder / WEIGHTS)
     return Autoencoder(module, device)
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from isocost.encoders.text import _in_fixed_batches, resize
+from isocost.encoders.text import in_fixed_batches, resize
 from isocost.encoders.weights import (
     content_digest,
     load_into,
@@ -73,7 +73,7 @@ class AttributeClassifier:
             pixels = resize(batch.permute(0, 3, 1, 2).float() / 255, self.resolution)
             return torch.cat(list(self.module(pixels * 2 - 1).values()), dim=1)
 
-        rows = _in_fixed_batches(network, torch.from_numpy(np.ascontiguousarray(images)), IMAGES_A_CALL)
+        rows = in_fixed_batches(network, torch.from_numpy(np.ascontiguousarray(images)), IMAGES_A_CALL)
         ends = np.cumsum([len(values) for values in self.attributes.values()])
         return dict(zip(self.attributes, np.split(rows, ends[:-1], axis=1), strict=True))
 

@@ -71,7 +71,7 @@ def _clip_tokenizer(vocabulary: dict[str, int], merges: list, context_length: in
     # vocab= and merges=, never vocab_file=: transformers 5 ignores the files and gives a vocabulary of two tokens.
     return CLIPTokenizer(
         vocab=vocabulary,
-        merges=[tuple(pair) for pair in merges],
+        merges=[tuple(pair) for pair in merges],  # type: ignore[arg-type]
         bos_token=START,
         eos_token=END,
         unk_token=END,
@@ -124,7 +124,7 @@ def count_truncated(tokenizer: CLIPTokenizer, captions: Sequence[str], length: i
     return sum(len(row) > length for row in tokenizer(list(captions), truncation=False, verbose=False)["input_ids"])
 
 
-def _in_fixed_batches(network: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor, size: int) -> np.ndarray:
+def in_fixed_batches(network: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor, size: int) -> np.ndarray:
     """fp32 rows of `network`, called on batches of `size` rows only: no result depends on how many rows there are."""
     results = []
     with torch.no_grad():
@@ -166,7 +166,7 @@ class TextEncoder:
         found = {caption: self._cache[caption] for caption in dict.fromkeys(captions) if caption in self._cache}
         if new:
             ids = tokenize(self.tokenizer, new, self.context_shape[0])
-            found |= zip(new, _in_fixed_batches(self._forward, ids, CAPTIONS_A_CALL), strict=True)
+            found |= zip(new, in_fixed_batches(self._forward, ids, CAPTIONS_A_CALL), strict=True)
         for caption, embedding in found.items():
             self._cache[caption] = embedding
             self._cache.move_to_end(caption)
@@ -258,9 +258,10 @@ class ClipScorer:
         self.tokenizer = tokenizer
         self.device = torch.device(device)
         self.mean, self.std = tuple(mean), tuple(std)
-        self.image_size = int(module.config.vision_config.image_size)
-        self.context_length = min(module.config.text_config.max_position_embeddings, tokenizer.model_max_length)
-        self.dims = int(module.config.projection_dim)
+        config: Any = module.config
+        self.image_size = int(config.vision_config.image_size)
+        self.context_length = min(config.text_config.max_position_embeddings, tokenizer.model_max_length)
+        self.dims = int(config.projection_dim)
         self.logit_scale = float(module.logit_scale.exp())
         identity = [_tokenizer_identity(tokenizer), list(self.mean), list(self.std)]
         self.digest = content_digest(module.config.to_diff_dict(), module, identity)
@@ -272,7 +273,7 @@ class ClipScorer:
         crop.
         """
         batch = max(1, PIXELS_A_CALL // self.image_size**2)
-        features = _in_fixed_batches(self._image_forward, torch.from_numpy(np.ascontiguousarray(images)), batch)
+        features = in_fixed_batches(self._image_forward, torch.from_numpy(np.ascontiguousarray(images)), batch)
         return _unit(features) if normalised else features
 
     def _image_forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -284,7 +285,7 @@ class ClipScorer:
     def text_features(self, captions: Sequence[str], normalised: bool = False) -> np.ndarray:
         """fp32 [N, D]: projected features, of length 1 where `normalised`. Long captions are cut, keeping the end."""
         ids = tokenize(self.tokenizer, captions, self.context_length)
-        features = _in_fixed_batches(self._text_forward, ids, CAPTIONS_A_CALL)
+        features = in_fixed_batches(self._text_forward, ids, CAPTIONS_A_CALL)
         return _unit(features) if normalised else features
 
     def _text_forward(self, ids: torch.Tensor) -> torch.Tensor:
@@ -297,7 +298,7 @@ class ClipScorer:
     def save(self, folder: str | Path) -> Path:
         """Write config, weights, tokenizer and preprocessor_config.json: what `CLIPModel.from_pretrained` reads."""
         folder = Path(folder)
-        config = self.module.config
+        config: Any = self.module.config
         whole = config.to_diff_dict()
         whole["text_config"] = config.text_config.to_diff_dict()
         whole["vision_config"] = config.vision_config.to_diff_dict()

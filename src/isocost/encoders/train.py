@@ -58,9 +58,9 @@ def build_autoencoder(settings: AutoencoderSettings) -> AutoencoderKL:
     """A convolutional AutoencoderKL without attention, so of any image size that its factor divides; random weights."""
     blocks = len(settings.channels)
     module = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * blocks,
-        up_block_types=("UpDecoderBlock2D",) * blocks,
-        block_out_channels=settings.channels,
+        down_block_types=("DownEncoderBlock2D",) * blocks,  # type: ignore[arg-type]
+        up_block_types=("UpDecoderBlock2D",) * blocks,  # type: ignore[arg-type]
+        block_out_channels=settings.channels,  # type: ignore[arg-type]
         layers_per_block=1,
         latent_channels=settings.latent_channels,
         norm_num_groups=math.gcd(8, *settings.channels),
@@ -131,7 +131,7 @@ class ClipSettings:
     images: int = 65_536
     batch: int = 256
     lr: float = 2e-3
-    muon_lr: float | None = None
+    muon_lr: float = 0.01
     words_weight: float = 1.0
 
 
@@ -334,8 +334,8 @@ def _is_hidden_matrix(name: str, weight: torch.nn.Parameter) -> bool:
 class Muon(torch.optim.Optimizer):
     """Momentum whose update is orthogonalised: Muon (Jordan et al., kellerjordan.github.io/posts/muon, 2024).
 
-    For weights of two axes or more, the later ones taken together. On the small autoencoder it gets as far in a tenth
-    of the images as AdamW does (20.6 dB after 3,200 images against 36,000).
+    For weights of two axes or more, the later ones taken together. All else equal, the small autoencoder reaches a PSNR
+    of 20.6 dB in 3,200 images with it, and of 14.3 dB with AdamW alone.
     """
 
     def __init__(self, weights: Sequence[torch.nn.Parameter], lr: float, momentum: float = 0.95):
@@ -408,7 +408,7 @@ ASSETS: dict[str, Asset] = {
         "clip",
         seed=2,
         scene_seed=9003,
-        settings=ClipSettings(text_hidden=96, image_hidden=96, images=81_920, batch=128, muon_lr=0.01),
+        settings=ClipSettings(text_hidden=96, image_hidden=96, images=81_920, batch=128),
         note=_APART.format("this one scores, so it may condition no model; `scenes-clip-condition` conditions."),
     ),
     "scenes-attributes": Asset(
@@ -465,7 +465,7 @@ def measure_autoencoder(autoencoder: Autoencoder) -> dict[str, Any]:
         found[f"latent_mean_{resolution}px"] = [round(float(value), 3) for value in latents.mean((0, 2, 3))]
         found[f"latent_deviation_{resolution}px"] = [round(float(value), 3) for value in latents.std((0, 2, 3))]
         found[f"encode_mflops_{resolution}px"] = _mflops(autoencoder.module.encode, (1, 3, resolution, resolution))
-        found[f"decode_mflops_{resolution}px"] = _mflops(autoencoder.module.decode, (1, *shape))
+        found[f"decode_mflops_{resolution}px"] = _mflops(autoencoder.module.decode, (1, *shape))  # type: ignore[arg-type]
     return found
 
 

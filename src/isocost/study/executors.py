@@ -11,6 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
+from isocost.allocator import keep_freed_memory
 from isocost.errors import IsocostError
 
 # A worker that dies (out of memory, killed) costs the task in hand, which is done again; more deaths than this in one
@@ -92,6 +93,7 @@ def _start_worker() -> None:
     """One thread; Ctrl-C is the parent's to handle; and a worker whose parent was killed goes too."""
     import torch
 
+    keep_freed_memory()
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from isocost.allocator import keep_freed_memory
 from isocost.data import scenes
 from isocost.data.prompts import VALIDATION_SEED, PromptList, prompt_list
 from isocost.diffusion.samplers import SAMPLERS, planned_evaluations
@@ -90,6 +91,7 @@ class Trained:
 
 def train(study: StudySpec, store: Store, workers: int | None = None, progress: Progress = silent) -> Trained:
     """Encoders, encoded data and members: everything up to the checkpoints."""
+    keep_freed_memory()
     check(study)
     prompts = prompt_list(study.evaluation.prompts, study.data)
     store.write_study(study)
