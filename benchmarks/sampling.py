@@ -1,4 +1,4 @@
-"""Images a core-second of our engine beside diffusers' StableDiffusionPipeline: same weights, DDIM, steps, guidance, batch.
+"""Images per core-second of our engine beside diffusers' StableDiffusionPipeline: same weights, plan and batch.
 
     python benchmarks/sampling.py [--width 16] [--steps 20] [--guidance 2] [--batch 64] [--repeats 5]
 
@@ -19,6 +19,7 @@ import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
+from isocost.allocator import keep_freed_memory
 from isocost.data import scenes
 from isocost.diffusion.noise import batch_noise
 from isocost.encoders.autoencoder import load_autoencoder
@@ -38,24 +39,32 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--guidance", type=float, default=2.0)
     args = parser.parse_args()
+    print(json.dumps(measure(args.width, args.steps, args.guidance, args.batch, args.repeats)))
+
+
+def measure(
+    width: int = 16, steps: int = 20, guidance: float = 2.0, batch: int = 64, repeats: int = 5
+) -> dict[str, Any]:
+    """The benchmark's result; prints its repeats on the way. SystemExit where the two sides draw other images."""
     torch.set_num_threads(1)
+    keep_freed_memory()
 
     schedule = NoiseSchedule()
-    spec = next(member for member in ladder("micro").members if member.width == args.width)
+    spec = next(member for member in ladder("micro").members if member.width == width)
     torch.manual_seed(0)
     unet = build(spec).eval()
-    captions = [text for text, _ in scenes.describe_all(0, range(args.batch), SceneOptions())]
+    captions = [text for text, _ in scenes.describe_all(0, range(batch), SceneOptions())]
     ids = [(text, 0) for text in captions]
     shape = (4, 8, 8)
-    engine = EngineSpec(batch=args.batch)
+    engine = EngineSpec(batch=batch)
     plan = SamplingPlan(
         stages=(Stage(checkpoint=CheckpointRef(content_digest="random", images_seen=0)),),
         schedule=schedule,
         prediction="v_prediction",
         sampler="ddim",
-        steps=args.steps,
+        steps=steps,
         spacing="leading",
-        guidance=Guidance(scale=args.guidance),
+        guidance=Guidance(scale=guidance),
     )
     theirs = diffusers_pipeline(unet, schedule)
     ours = Pipeline(
@@ -70,8 +79,8 @@ def main() -> None:
         latents = torch.from_numpy(batch_noise(ids, "x_T", shape))
         made = theirs(
             captions,
-            num_inference_steps=args.steps,
-            guidance_scale=args.guidance,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
             latents=latents,
             negative_prompt=[""] * len(captions),
             output_type="np",
@@ -82,23 +91,26 @@ def main() -> None:
     if difference > 1e-3:
         raise SystemExit(f"the images differ by {difference:.2g} of full scale: nothing to compare")
     seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
-    for repeat in range(args.repeats):
+    for repeat in range(repeats):
         for name, function in (("ours", run_ours), ("theirs", run_theirs)):
             start = time.perf_counter()
             function()
             seconds[name].append(time.perf_counter() - start)
-        print(f"repeat {repeat + 1}: ours {seconds['ours'][-1]:.2f} s, diffusers {seconds['theirs'][-1]:.2f} s", flush=True)
+        print(
+            f"repeat {repeat + 1}: ours {seconds['ours'][-1]:.2f} s, diffusers {seconds['theirs'][-1]:.2f} s",
+            flush=True,
+        )
+    ratios = [theirs / ours for ours, theirs in zip(seconds["ours"], seconds["theirs"], strict=True)]
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    result: dict[str, Any] = {
-        "name": f"sampling: micro c{args.width}, DDIM {args.steps} steps, guidance {args.guidance:g}, batch {args.batch}",
-        "ratio": round(medians["theirs"] / medians["ours"], 3),
-        "ratios": {},
+    return {
+        "name": f"sampling: micro c{width}, DDIM-{steps}, guidance {guidance:g}, batch {batch}",
+        "ratio": round(statistics.median(ratios), 3),
+        "ratios": {"fastest repeat": round(max(ratios), 3), "slowest repeat": round(min(ratios), 3)},
         "baseline": "diffusers StableDiffusionPipeline, one thread",
-        "images_per_core_second": {name: round(args.batch / value, 2) for name, value in medians.items()},
+        "images_per_core_second": {name: round(batch / value, 2) for name, value in medians.items()},
         "mean_difference": difference,
-        "device": environment()["cpu"],
+        "device": environment(),
     }
-    print(json.dumps(result))
 
 
 def diffusers_pipeline(unet: Any, schedule: NoiseSchedule) -> StableDiffusionPipeline:

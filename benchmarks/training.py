@@ -1,4 +1,4 @@
-"""Training images a core-second of our loop beside diffusers' train_text_to_image: same member, batch and latents.
+"""Training images per core-second of our loop beside diffusers' train_text_to_image: same member, batch and latents.
 
     python benchmarks/training.py [--width 16] [--batch 128] [--steps 4] [--repeats 7]
 
@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from diffusers.training_utils import EMAModel
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
+from isocost.allocator import keep_freed_memory
 from isocost.encoders.precompute import LatentShards, precompute
 from isocost.environment import environment
 from isocost.models.ladder import ladder
@@ -115,37 +117,37 @@ def main() -> None:
     for name, default in (("width", 16), ("batch", 128), ("steps", 4), ("repeats", 7)):
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()
+    print(json.dumps(measure(args.width, args.batch, args.steps, args.repeats)))
+
+
+def measure(width: int = 16, batch: int = 128, steps: int = 4, repeats: int = 7) -> dict[str, Any]:
+    """The benchmark's result; prints its rounds on the way."""
     torch.set_num_threads(1)
-    member = next(model for model in ladder("micro").members if model.width == args.width)
+    keep_freed_memory()
+    member = next(model for model in ladder("micro").members if model.width == width)
 
     with tempfile.TemporaryDirectory() as folder:
         data = precompute(DataSource(images=4096), AnyLatents(), AnyContexts(), Path(folder) / "data")
-        spec = TrainSpec(
-            model=member, data=data.spec, images=args.batch * 10_000, batch=args.batch, caption_dropout=0.1
-        )
+        spec = TrainSpec(model=member, data=data.spec, images=batch * 10_000, batch=batch, caption_dropout=0.1)
         sides = {"isocost": ours(spec, data, Path(folder)), "diffusers": theirs(spec, data)}
         for step in sides.values():
             seconds(step, 2)
-        rounds = [{name: seconds(step, args.steps) for name, step in sides.items()} for _ in range(args.repeats)]
+        rounds = [{name: seconds(step, steps) for name, step in sides.items()} for _ in range(repeats)]
 
     speeds = {
-        name: statistics.median(args.batch * args.steps / spent[name] for spent in rounds)
-        for name in ("isocost", "diffusers")
+        name: statistics.median(batch * steps / spent[name] for spent in rounds) for name in ("isocost", "diffusers")
     }
     ratios = [spent["diffusers"] / spent["isocost"] for spent in rounds]
     for name, speed in speeds.items():
         print(f"{name:>10}: {speed:8.1f} images / core-second")
-    result = {
-        "name": "training",
+    return {
+        "name": f"training: micro {member.name}, batch {batch}",
         "ratio": round(statistics.median(ratios), 3),
-        "ratios": [round(ratio, 3) for ratio in ratios],
+        "ratios": {"fastest round": round(max(ratios), 3), "slowest round": round(min(ratios), 3)},
         "images_per_core_second": {name: round(speed, 1) for name, speed in speeds.items()},
         "baseline": "diffusers train_text_to_image step: DDPMScheduler, AdamW, EMAModel; latents precomputed",
-        "member": member.name,
-        "batch": args.batch,
         "device": environment(),
     }
-    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 
-from isocost.allocator import keep_freed_memory  # noqa: E402
+from isocost.allocator import keep_freed_memory
 
 keep_freed_memory()

@@ -1,4 +1,4 @@
-"""isocost: scaling studies of latent diffusion models. Which model, how many steps, which sampler, how much guidance?"""
+"""isocost: scaling studies of latent diffusion models. Which model, sampler, steps and guidance for a budget?"""
 
 from __future__ import annotations
 
@@ -7,7 +7,22 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from isocost.api import check, env, export, ladder, load_study, plan, quickstart, recipe, report, sample, status, sweep, table, train
+    from isocost.api import (
+        check,
+        env,
+        export,
+        ladder,
+        load_study,
+        plan,
+        quickstart,
+        recipe,
+        report,
+        sample,
+        status,
+        sweep,
+        table,
+        train,
+    )
 
 __all__ = [
     "check",

@@ -1,9 +1,9 @@
-"""What each command does, as one Python call of the same name: specs, paths and numbers in, typed objects and tables out.
+"""What each command does, as one Python call of the same name: specs and paths in, typed objects and tables out.
 
-    import isocost
-    study = isocost.recipe("quickstart")
-    table = isocost.sweep(study, "runs/quickstart")
-    isocost.plan("runs/quickstart", budget=3)
+import isocost
+study = isocost.recipe("quickstart")
+table = isocost.sweep(study, "runs/quickstart")
+isocost.plan("runs/quickstart", budget=3)
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ def recipe(name: str, **arguments: Any) -> StudySpec:
 
 
 def load_study(reference: StudyLike, overrides: Mapping[str, Any] | None = None, **arguments: Any) -> StudySpec:
-    """A study from a StudySpec, a recipe's name or a YAML file, with overrides by dotted path.
+    """A study from a spec, a recipe's name or a YAML file, with overrides by dotted path.
 
-    `load_study("quickstart", {"train.images": 12800, "members.0.width": 16})`. Raises `SpecError` for what is not there.
+    `load_study("quickstart", {"train.images": 12800, "members.0.width": 16})`. Raises `SpecError` for a wrong path.
     """
     from isocost import recipes
     from isocost.specs import load
@@ -247,7 +247,7 @@ def sample(
 
 
 def export(checkpoint: str | Path, folder: str | Path, *, member: str | None = None) -> Path:
-    """Write a checkpoint as a diffusers folder that `StableDiffusionPipeline.from_pretrained` loads, with a model card."""
+    """Write a checkpoint as a folder that `StableDiffusionPipeline.from_pretrained` loads, with a model card."""
     from isocost.study.checkpoints import find
     from isocost.study.export import export as write
 

@@ -98,7 +98,13 @@ def ladder(name: str = "sd", *, json: Json = False) -> None:
     "isocost train quickstart --set train.images=12800",
 )
 def train(
-    study: str, *, store: StorePath = None, set_: Set = None, data: Data = None, workers: Workers = None, json: Json = False
+    study: str,
+    *,
+    store: StorePath = None,
+    set_: Set = None,
+    data: Data = None,
+    workers: Workers = None,
+    json: Json = False,
 ) -> None:
     """Train every member of a study that is not trained yet. Run it again to go on after an interruption.
 
@@ -188,7 +194,13 @@ def sample(
     "isocost sweep quickstart --set evaluation.images=1024 --set grid.steps='[2,4,8]'",
 )
 def sweep(
-    study: str, *, store: StorePath = None, set_: Set = None, data: Data = None, workers: Workers = None, json: Json = False
+    study: str,
+    *,
+    store: StorePath = None,
+    set_: Set = None,
+    data: Data = None,
+    workers: Workers = None,
+    json: Json = False,
 ) -> None:
     """Train, sample and score what a study lacks, then print the answer. Run it again to go on after an interruption.
 
@@ -453,6 +465,17 @@ def store_pack(store: Path, out: Path, *, json: Json = False) -> None:
     from isocost.study.upkeep import pack
 
     _outcome(pack(Store(store), out), json)
+
+
+@stores.command(
+    name="publish", help_epilogue="Examples:\n  isocost store publish runs/quickstart results/quickstart-cpu"
+)
+def store_publish(store: Path, out: Path, *, json: Json = False) -> None:
+    """Write what a repository keeps of a store: spec, scores, cells, environment and the report's figures."""
+    from isocost.study.store import Store
+    from isocost.study.upkeep import publish
+
+    _outcome(publish(Store(store), out), json)
 
 
 # --- shared by commands ---

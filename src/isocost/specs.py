@@ -255,7 +255,9 @@ class TrainSettings(Spec):
     precision: Literal["fp32", "bf16"] = "fp32"
     caption_dropout: float = Field(ge=0, lt=1, description="share of captions replaced by the empty one; CFG needs > 0")
     ema: Ema = Ema()
-    checkpoints: tuple[int, ...] = Field(default=(), description="images seen at which a checkpoint is kept for scoring")
+    checkpoints: tuple[int, ...] = Field(
+        default=(), description="images seen at which a checkpoint is kept for scoring"
+    )
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
@@ -364,7 +366,9 @@ class Score(Spec):
     n: int
     higher_is_better: bool
     unit: str = ""
-    valid: bool = Field(default=True, description="False where n is too small for the value to be trusted (shown greyed)")
+    valid: bool = Field(
+        default=True, description="False where n is too small for the value to be trusted (shown greyed)"
+    )
     environment: dict[str, Any]
 
 
@@ -396,12 +400,18 @@ class Grid(Spec):
 class Evaluation(Spec):
     """What every cell is scored by: prompts, images, extractors and metrics."""
 
-    prompts: str = Field(default="scenes-val", description="name of a prompt list, or a path to a .txt with a prompt a line")
+    prompts: str = Field(
+        default="scenes-val", description="name of a prompt list, or a path to a .txt with a prompt a line"
+    )
     images: int = Field(default=512, ge=2, description="images a cell: prompts 0..n-1, one replicate each")
     references: int = Field(default=4096, ge=2, description="held-out real images")
     metrics: tuple[Literal["fd", "kid", "clip", "accuracy"], ...] = ("fd", "kid", "clip", "accuracy")
-    extractor: str = Field(default="scenes-clip-score", description="CLIP that scores: shipped, a folder, a hub id or 'own'")
-    fd_dims: int | None = Field(default=32, ge=2, description="Frechet distance on a fixed projection to so many dimensions")
+    extractor: str = Field(
+        default="scenes-clip-score", description="CLIP that scores: shipped, a folder, a hub id or 'own'"
+    )
+    fd_dims: int | None = Field(
+        default=32, ge=2, description="Frechet distance on a fixed projection to so many dimensions"
+    )
     classifier: str = Field(default="scenes-attributes", description="attribute classifier of the caption accuracy")
     select_by: Literal["fd", "kid", "clip", "accuracy"] = Field(
         "fd", description="metric by which guidance is chosen on the selection half"
@@ -418,11 +428,17 @@ class StudySpec(Spec):
     train: TrainSettings
     seeds: tuple[int, ...] = (0,)
     grid: Grid = Grid()
-    extra_grids: tuple[Grid, ...] = Field(default=(), description="more cells, for instance another sampler at fewer steps")
-    curve: Grid | None = Field(default=None, description="one cell at each kept checkpoint: quality against training compute")
+    extra_grids: tuple[Grid, ...] = Field(
+        default=(), description="more cells, for instance another sampler at fewer steps"
+    )
+    curve: Grid | None = Field(
+        default=None, description="one cell at each kept checkpoint: quality against training compute"
+    )
     evaluation: Evaluation = Evaluation()
     engine: EngineSpec = EngineSpec()
-    strips: str | None = Field(default=None, description="prompt list of the report's image strips; None: the first scored ones")
+    strips: str | None = Field(
+        default=None, description="prompt list of the report's image strips; None: the first scored ones"
+    )
 
 
 DataSource.model_rebuild()

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from isocost.data.shards import Shards, decode_image, open_images, write_shards
+from isocost.data.images import decode_image, open_images
+from isocost.data.shards import Shards, write_shards
 from isocost.errors import DataError
 
 

@@ -9,10 +9,9 @@ import pytest
 from PIL import Image
 
 from isocost.data import scenes
-from isocost.data.images import square, square_images
-from isocost.data.shards import open_images
+from isocost.data.images import open_images, square, square_images
 from isocost.encoders import precompute as module
-from isocost.encoders.precompute import LatentShards, precompute
+from isocost.encoders.precompute import LatentShards, encode_share, precompute
 from isocost.errors import DataError, SpecError
 from isocost.specs import DataSource, SceneOptions
 
@@ -214,3 +213,13 @@ def test_nothing_is_left_behind_when_the_disk_is_full(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         precompute(SOURCE, FakeAutoencoder(), FakeTextEncoder(), tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_shares_of_several_processes_make_the_same_set(tmp_path):
+    whole = precompute(SOURCE, FakeAutoencoder(), FakeTextEncoder(), tmp_path / "whole")
+    for share in (1, 0):
+        encode_share(SOURCE, FakeAutoencoder(), FakeTextEncoder(), tmp_path / "shared", share, 2)
+    finishing = FakeAutoencoder()
+    together = precompute(SOURCE, finishing, FakeTextEncoder(), tmp_path / "shared")
+    assert together.header == whole.header
+    assert finishing.calls == 0

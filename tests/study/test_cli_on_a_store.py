@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,6 +88,6 @@ def test_merge_brings_what_another_machine_did(own_copy, tmp_path, capsys):
 
 def test_report_and_its_figures(own_copy, capsys):
     page = json.loads(out(capsys, "report", str(own_copy), "--json"))["report"]
-    text = open(page, encoding="utf-8").read()
+    text = Path(page).read_text(encoding="utf-8")
     assert "c8" in text and "<script src=" not in text
     assert list((own_copy / "figures").glob("*.png"))

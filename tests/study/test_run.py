@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.study.conftest import tiny_study
 
 from isocost.errors import DataError, SpecError, StoreError
 from isocost.specs import Grid
 from isocost.study import run
 from isocost.study.status import status
 from isocost.study.store import Store
-from tests.study.conftest import tiny_study
 
 
 def contents(store: Path) -> dict[str, bytes]:
@@ -38,7 +38,8 @@ def features(store: Path) -> dict[str, list[bytes]]:
     opened = Store(store)
     return {
         f"{path.parent.name}/{path.name}": [
-            values.tobytes() for _, values in sorted(opened.read_chunk(path.parent.name, int(path.stem)).features.items())
+            values.tobytes()
+            for _, values in sorted(opened.read_chunk(path.parent.name, int(path.stem)).features.items())
         ]
         for path in (store / "chunks").glob("*/*/*.safetensors")
     }

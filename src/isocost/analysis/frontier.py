@@ -323,9 +323,7 @@ def crossovers(cells: Cells, unit: str = "paper", influence: Influence | None = 
     return [_crossover(cells, rows, unit, compare, *pair) for pair in itertools.pairwise(names)]
 
 
-def _crossover(
-    cells: Cells, rows: DataFrame, unit: str, compare: Compare, smaller: str, larger: str
-) -> Crossover:
+def _crossover(cells: Cells, rows: DataFrame, unit: str, compare: Compare, smaller: str, larger: str) -> Crossover:
     small, large = rows[rows["member"] == smaller], rows[rows["member"] == larger]
     budgets = np.union1d(small["cost"], large["cost"])
     budgets = budgets[budgets >= max(small["cost"].min(), large["cost"].min())]
@@ -392,9 +390,7 @@ def _finite(rows: DataFrame) -> tuple[DataFrame, list[str]]:
     return rows[finite], named
 
 
-def _joined_halves(
-    rows: DataFrame, metric: str, select_by: str, on: list[str]
-) -> tuple[DataFrame, list[str]]:
+def _joined_halves(rows: DataFrame, metric: str, select_by: str, on: list[str]) -> tuple[DataFrame, list[str]]:
     """Report rows of `metric` with what the selection half says of the same cell, and the cells that lack a half."""
 
     def part(name: str, split: str) -> DataFrame:

@@ -1,15 +1,265 @@
-"""From captioned image files of any size to the square images that networks see."""
+"""Captioned images from tars and folders: opened by path, decoded when asked for, cut and resized to squares."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import io
+import json
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
-from isocost.data.shards import CaptionedImages, open_images
+from isocost.data.shards import Shards
+from isocost.errors import DataError
+from isocost.files import file_digest
+from isocost.specs import digest_of
 
-__all__ = ["open_images", "square", "square_images"]
+IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff", "ppm")
+SIDECAR_EXTENSIONS = ("txt", "json", "jsonl", "csv", "md")
+
+
+@dataclass(frozen=True)
+class CaptionedImage:
+    """`image`: uint8 RGB [H,W,3]. `metadata`: what the sample's .json, or its line of metadata.jsonl, says."""
+
+    key: str
+    image: np.ndarray
+    caption: str
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+class CaptionedImages(Sequence[CaptionedImage]):
+    """Images with captions from several places, decoded when asked for; captions are read without decoding."""
+
+    def __init__(self, parts: Sequence[_TarImages | _FolderImages], captions_required: bool = True):
+        self._parts = parts
+        self._starts = np.cumsum([0] + [len(part) for part in parts]).tolist()
+        self._captions_required = captions_required
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getitem__(self, index: int) -> CaptionedImage:  # type: ignore[override]
+        part, place = self._locate(index)
+        image = decode_image(part.image_bytes(place), part.where(place))
+        return CaptionedImage(part.key(place), image, self.caption(index), part.metadata(place))
+
+    def caption(self, index: int) -> str:
+        part, place = self._locate(index)
+        caption = part.caption(place)
+        if caption is None and self._captions_required:
+            raise DataError(
+                f"{part.where(place)} has no caption: put it in a .txt beside it, or as 'caption' in a .json"
+            )
+        return caption or ""
+
+    @property
+    def captions(self) -> list[str]:
+        return [self.caption(index) for index in range(len(self))]
+
+    @property
+    def keys(self) -> list[str]:
+        return [part.key(place) for part in self._parts for place in range(len(part))]
+
+    @property
+    def digest(self) -> str:
+        """Content digest of images and captions (folders: keys and bytes; tars: the shards' bytes)."""
+        return digest_of([part.digest() for part in self._parts])
+
+    def _locate(self, index: int) -> tuple[_TarImages | _FolderImages, int]:
+        index = range(len(self))[index]
+        number = bisect_right(self._starts, index) - 1
+        return self._parts[number], index - self._starts[number]
+
+
+def open_images(paths: Sequence[str | Path], captions_required: bool = True) -> CaptionedImages:
+    """Captioned images of .tar shards, folders of shards, and folders of image files, in the order given.
+
+    Caption of a sample: its .txt, else `caption` (or `text`) in its .json, else in a `metadata.jsonl` with a
+    `file_name` a line (folders). Raises `DataError` naming any other file that lies there; where a caption is missing,
+    when it is asked for.
+    """
+    parts: list[_TarImages | _FolderImages] = []
+    tars: list[str | Path] = []
+    for path in map(Path, paths):
+        if path.suffix == ".tar":
+            tars.append(path)
+            continue
+        if tars:
+            parts.append(_TarImages(Shards(tars)))
+            tars = []
+        if not path.is_dir():
+            raise DataError(f"{path}: neither a .tar nor a folder")
+        parts.append(_TarImages(Shards(path)) if any(path.glob("*.tar")) else _FolderImages(path))
+    if tars:
+        parts.append(_TarImages(Shards(tars)))
+    return CaptionedImages(parts, captions_required)
+
+
+class _TarImages:
+    def __init__(self, shards: Shards):
+        self._shards = shards
+        self._extension = [self._image_extension(index) for index in range(len(shards))]
+
+    def _image_extension(self, index: int) -> str:
+        found = [name for name in self._shards.extensions(index) if name.lower() in IMAGE_EXTENSIONS]
+        if len(found) != 1:
+            raise DataError(
+                f"{self._shards.where(index)} has {len(found)} images, not 1 ({', '.join(IMAGE_EXTENSIONS)})"
+            )
+        return found[0]
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    def key(self, index: int) -> str:
+        return self._shards.keys[index]
+
+    def where(self, index: int) -> str:
+        return self._shards.where(index)
+
+    def image_bytes(self, index: int) -> bytes:
+        return self._shards.read(index, self._extension[index])
+
+    def metadata(self, index: int) -> dict[str, Any]:
+        if "json" not in self._shards.extensions(index):
+            return {}
+        return _json_object(self._shards.read(index, "json"), f"{self.where(index)}, .json")
+
+    def caption(self, index: int) -> str | None:
+        if "txt" in self._shards.extensions(index):
+            return _text(self._shards.read(index, "txt"), f"{self.where(index)}, .txt")
+        return _caption_of(self.metadata(index))
+
+    def digest(self) -> str:
+        return self._shards.digest
+
+
+class _FolderImages:
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._files = _image_files(folder)
+        self._listed = _read_metadata(folder)
+        unknown = set(self._listed) - {path.relative_to(folder).as_posix() for path in self._files}
+        if unknown:
+            raise DataError(f"{folder / 'metadata.jsonl'}: names '{min(unknown)}', which is not there")
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def key(self, index: int) -> str:
+        return self._files[index].relative_to(self._folder).with_suffix("").as_posix()
+
+    def where(self, index: int) -> str:
+        return str(self._files[index])
+
+    def image_bytes(self, index: int) -> bytes:
+        return self._files[index].read_bytes()
+
+    def metadata(self, index: int) -> dict[str, Any]:
+        path = self._files[index]
+        sidecar = path.with_suffix(".json")
+        own = _json_object(sidecar.read_bytes(), str(sidecar)) if sidecar.is_file() else {}
+        return {**self._listed.get(path.relative_to(self._folder).as_posix(), {}), **own}
+
+    def caption(self, index: int) -> str | None:
+        sidecar = self._files[index].with_suffix(".txt")
+        if sidecar.is_file():
+            return _text(sidecar.read_bytes(), str(sidecar))
+        return _caption_of(self.metadata(index))
+
+    def digest(self) -> str:
+        return digest_of([[self.key(i), file_digest(path), self.caption(i)] for i, path in enumerate(self._files)])
+
+
+def _image_files(folder: Path) -> list[Path]:
+    """Image files under `folder`, sorted. All else but sidecars is refused: a file left unread is a lost image."""
+    files, keys = [], {}
+    for path in sorted(folder.rglob("*")):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        extension = path.suffix[1:].lower()
+        if path.is_dir() or hidden or extension in SIDECAR_EXTENSIONS:
+            continue
+        if extension not in IMAGE_EXTENSIONS:
+            raise DataError(f"{path}: not an image ({', '.join(IMAGE_EXTENSIONS)}): convert it, or move it away")
+        if (other := keys.setdefault(path.with_suffix(""), path)) != path:
+            raise DataError(f"{path}: {other.name} has the same key")
+        files.append(path)
+    if not files:
+        raise DataError(f"{folder}: no images and no .tar shards in this folder")
+    return files
+
+
+def _read_metadata(folder: Path) -> dict[str, dict[str, Any]]:
+    path = folder / "metadata.jsonl"
+    if not path.is_file():
+        return {}
+    lines = {}
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        if line.strip():
+            entry = _json_object(line, f"{path}, line {number}")
+            if not isinstance(entry.get("file_name"), str):
+                raise DataError(f"{path}, line {number}: no 'file_name'")
+            lines[entry["file_name"]] = entry
+    return lines
+
+
+def _text(data: bytes, where: str) -> str:
+    try:
+        return data.decode().strip()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: not UTF-8 text: {error}") from None
+
+
+def _json_object(data: bytes, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(data)
+    except ValueError as error:
+        raise DataError(f"{where}: not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{where}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def _caption_of(metadata: Mapping[str, Any]) -> str | None:
+    caption = metadata.get("caption", metadata.get("text"))
+    return caption.strip() if isinstance(caption, str) else None
+
+
+def decode_image(data: bytes, where: str) -> np.ndarray:
+    """Bytes of an image file -> uint8 RGB [H,W,3], by one rule for every kind of file.
+
+    The camera's orientation (EXIF) is applied; transparency is laid on white; grey is repeated to three channels;
+    16-bit grey becomes round(v / 257); a palette is looked up; an animation is its first frame. Raises `DataError`.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as file:
+            image = ImageOps.exif_transpose(file)
+            return np.array(_to_rgb(image, where))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{where}: not an image that can be read: {' '.join(str(error).split())}") from None
+
+
+def _to_rgb(image: Image.Image, where: str) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I"):
+        # Pillow's own conversion of 16-bit grey clips everything above 255 to white.
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise DataError(f"{where}: 32-bit pixel values; images have 8 or 16 bits a channel")
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise DataError(f"{where}: floating-point pixel values; images have 8 or 16 bits a channel")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
 
 
 def square(image: np.ndarray, resolution: int) -> np.ndarray:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from isocost.data import scenes
-from isocost.data.shards import open_images
+from isocost.data.images import open_images
 from isocost.errors import DataError, SpecError, did_you_mean
 from isocost.specs import DataSource, PromptSet, SceneOptions, digest_of
 
@@ -63,7 +63,7 @@ def listed(name: str, texts: Sequence[str]) -> PromptList:
 
 
 def prompt_list(name: str, source: DataSource) -> PromptList:
-    """The prompts called `name`: `scenes-val`, `val` (captions of the source's held-out images), a shipped list, or a path.
+    """The prompts called `name`: `scenes-val`, `val` (captions of held-out images), a shipped list, or a text file.
 
     Raises:
         SpecError: no list of that name, and no such file.

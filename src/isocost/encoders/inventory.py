@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from isocost.encoders.weights import ASSETS
+from isocost.files import file_digest
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def _row(known: Known) -> dict[str, Any]:
         "name": known.name,
         "found": found,
         "where": "with isocost" if shipped else "Hugging Face cache",
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest()[:12] if found and path else "",
+        "sha256": file_digest(path)[:12] if found and path else "",
         "what to do": what,
     }
 

@@ -1,4 +1,4 @@
-"""A study's own encoders: an autoencoder and two CLIPs trained on its images, for pictures that the shipped ones don't know."""
+"""A study's own encoders: an autoencoder and two CLIPs, for pictures that the shipped ones have never seen."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from isocost.errors import SpecError
 from isocost.specs import DataSource
 
 KINDS = ("autoencoder", "text_encoder", "extractor")
-"""What a study can train: the text encoder is the text tower of a CLIP that conditions, the extractor a CLIP that scores."""
+"""What a study can train. The text encoder is the text tower of a CLIP that conditions; the extractor is a CLIP."""
 
 LARGEST_SHIFT = 1 / 16
 
@@ -101,7 +101,11 @@ def _clip(
     image, text = clip.image_features(held_out, normalised=True), clip.text_features(captions, normalised=True)
     found = (image @ text.T).argmax(axis=1)
     right = np.mean([captions[place] == captions[row] for row, place in enumerate(found)])
-    return {"retrieval_top1_held_out": float(right), "images": len(held_out), "truncated": clip.count_truncated(captions)}
+    return {
+        "retrieval_top1_held_out": float(right),
+        "images": len(held_out),
+        "truncated": clip.count_truncated(captions),
+    }
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 
 from isocost.data import scenes
 from isocost.data.images import open_images, square_images
-from isocost.data.shards import atomic_write, file_digest
 from isocost.errors import DataError, SpecError
+from isocost.files import atomic_write, file_digest
 from isocost.specs import DataSource, DataSpec, digest_of
 
 SCHEMA = 1
@@ -104,41 +105,107 @@ def precompute(
     Raises `DataError` for a broken image, an encoding that is not finite, latents whose deviation is outside 0.5..2 in
     every channel (a forgotten scaling factor; `check_scale=False` accepts them), and a folder that holds other data.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    opened = _Scenes(source, split) if source.kind == "scenes" else _Files(source, split)
-    plan = {
-        "schema": SCHEMA,
-        "source": opened.digest,
-        "resolution": source.resolution,
-        "autoencoder": autoencoder.digest,
-        "text_encoder": text_encoder.digest,
-        "images": opened.count,
-        "per_shard": IMAGES_PER_SHARD,
-    }
-    if (folder / "header.json").exists():
-        return _opened_for(folder, plan)
+    work = _Work(source, autoencoder, text_encoder, Path(folder), split)
+    if work.finished:
+        return _opened_for(work.folder, work.plan)
+    work.encode(work.shards, progress, check_scale)
+    moments = _Moments()
+    for shard in work.shards:
+        moments.add(_open_safetensors(shard.path)["latents"])
+    if check_scale:
+        moments.check_unit(work.folder)
+    _write_header(work, moments)
+    return LatentShards(work.folder)
 
-    distinct, caption_of = _number_captions(opened.captions())
-    starts = range(0, opened.count, IMAGES_PER_SHARD)
-    shards, moments, contexts_done = [], _Moments(), 0
-    for number, start in enumerate(starts):
-        path = folder / f"latents-{number:05d}.safetensors"
-        of_images = range(start, min(start + IMAGES_PER_SHARD, opened.count))
-        contexts_end = max(contexts_done, int(caption_of[of_images.start : of_images.stop].max()) + 1)
-        if not _is_shard_of(path, plan):
-            latents = _encode_images(opened, autoencoder, of_images, progress, opened.count)
-            contexts = _encode_captions(text_encoder, distinct[contexts_done:contexts_end], contexts_done == 0)
-            _write(path, latents, caption_of[of_images.start : of_images.stop], contexts, plan)
-        elif progress:
-            progress(of_images.stop, opened.count)
-        moments.add(_open_safetensors(path)["latents"])
-        if check_scale and number in (0, len(starts) - 1):  # at once, and of the whole
-            moments.check_unit(folder)
-        shards.append({"file": path.name, "images": len(of_images), "contexts": contexts_end - contexts_done})
-        contexts_done = contexts_end
-    _write_header(folder, plan, split, source, shards, moments, distinct)
-    return LatentShards(folder)
+
+def encode_share(
+    source: DataSource,
+    autoencoder: ImageEncoder,
+    text_encoder: CaptionEncoder,
+    folder: str | Path,
+    share: int,
+    shares: int,
+    split: str = "train",
+    check_scale: bool = True,
+) -> None:
+    """Write every `shares`-th shard from number `share` on, and no header: several processes, each with a share of its
+    own, encode a set together, and `precompute` then finds their shards and finishes it."""
+    work = _Work(source, autoencoder, text_encoder, Path(folder), split)
+    if not work.finished:
+        work.encode(work.shards[share::shares], None, check_scale)
+
+
+class _Shard(NamedTuple):
+    """A shard to be: where, which images, and which of the distinct captions it is the first to use."""
+
+    path: Path
+    images: range
+    contexts: range
+
+
+class _Work:
+    """What there is to encode, and what of it each shard holds: the same for every process that takes part."""
+
+    def __init__(
+        self,
+        source: DataSource,
+        autoencoder: ImageEncoder,
+        text_encoder: CaptionEncoder,
+        folder: Path,
+        split: str,
+    ):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.source, self.split, self.folder = source, split, folder
+        self.autoencoder, self.text_encoder = autoencoder, text_encoder
+        self.images = _Scenes(source, split) if source.kind == "scenes" else _Files(source, split)
+        self.plan = {
+            "schema": SCHEMA,
+            "source": self.images.digest,
+            "resolution": source.resolution,
+            "autoencoder": autoencoder.digest,
+            "text_encoder": text_encoder.digest,
+            "images": self.images.count,
+            "per_shard": IMAGES_PER_SHARD,
+        }
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / "header.json").exists()
+
+    @cached_property
+    def captions(self) -> tuple[list[str], np.ndarray]:
+        """Distinct captions, and int64 [N]: which one each image has."""
+        return _number_captions(self.images.captions())
+
+    @cached_property
+    def shards(self) -> list[_Shard]:
+        shards, contexts_done = [], 0
+        for number, start in enumerate(range(0, self.images.count, IMAGES_PER_SHARD)):
+            images = range(start, min(start + IMAGES_PER_SHARD, self.images.count))
+            contexts_end = max(contexts_done, int(self._captions_of(images).max()) + 1)
+            path = self.folder / f"latents-{number:05d}.safetensors"
+            shards.append(_Shard(path, images, range(contexts_done, contexts_end)))
+            contexts_done = contexts_end
+        return shards
+
+    def _captions_of(self, images: range) -> np.ndarray:
+        return self.captions[1][images.start : images.stop]
+
+    def encode(self, shards: Sequence[_Shard], progress: Callable[[int, int], None] | None, check_scale: bool) -> None:
+        """Write those of `shards` that are not there."""
+        distinct = self.captions[0]
+        for shard in shards:
+            if not _is_shard_of(shard.path, self.plan):
+                latents = _encode_images(self.images, self.autoencoder, shard.images, progress, self.images.count)
+                captions = distinct[shard.contexts.start : shard.contexts.stop]
+                contexts = _encode_captions(self.text_encoder, captions)
+                if check_scale and shard is shards[0]:  # at once, not after hours
+                    moments = _Moments()
+                    moments.add(latents)
+                    moments.check_unit(self.folder)
+                _write(shard.path, latents, self._captions_of(shard.images), contexts, self.plan)
+            elif progress:
+                progress(shard.images.stop, self.images.count)
 
 
 def _number_captions(captions: Sequence[str]) -> tuple[list[str], np.ndarray]:
@@ -162,7 +229,7 @@ def _encode_images(
     return np.concatenate(batches)
 
 
-def _encode_captions(text_encoder: CaptionEncoder, captions: Sequence[str], first: bool) -> np.ndarray:
+def _encode_captions(text_encoder: CaptionEncoder, captions: Sequence[str]) -> np.ndarray:
     """fp16 [u,L,D]; u may be 0. The shape comes from one call even where there is nothing to encode."""
     if not captions:
         return _half(text_encoder.encode([""]), "the empty caption")[:0]
@@ -228,34 +295,34 @@ def _write(path: Path, latents: np.ndarray, captions: np.ndarray, contexts: np.n
         file.write(save(tensors, metadata={"plan": digest_of(plan)}))
 
 
-def _write_header(
-    folder: Path,
-    plan: dict[str, Any],
-    split: str,
-    source: DataSource,
-    shards: list[dict[str, Any]],
-    moments: _Moments,
-    distinct: list[str],
-) -> None:
-    for shard in shards:
-        shard["sha256"] = file_digest(folder / shard["file"])
+def _write_header(work: _Work, moments: _Moments) -> None:
+    shards = [
+        {
+            "file": shard.path.name,
+            "images": len(shard.images),
+            "contexts": len(shard.contexts),
+            "sha256": file_digest(shard.path),
+        }
+        for shard in work.shards
+    ]
+    distinct = work.captions[0]
     captions = "".join(json.dumps(caption, ensure_ascii=False) + "\n" for caption in distinct).encode()
-    with atomic_write(folder / "captions.jsonl") as file:
+    with atomic_write(work.folder / "captions.jsonl") as file:
         file.write(captions)
-    first = _open_safetensors(folder / shards[0]["file"])
+    first = _open_safetensors(work.shards[0].path)
     header = {
-        **plan,
-        "split": split,
-        "source_spec": source.model_dump(mode="json"),
+        **work.plan,
+        "split": work.split,
+        "source_spec": work.source.model_dump(mode="json"),
         "latent_shape": list(first["latents"].shape[1:]),
         "context_shape": list(first["contexts"].shape[1:]),
         "captions": len(distinct),
         "mean": moments.mean.tolist(),
         "std": moments.std.tolist(),
         "shards": shards,
-        "digest": digest_of([plan, [shard["sha256"] for shard in shards]]),
+        "digest": digest_of([work.plan, [shard["sha256"] for shard in shards]]),
     }
-    with atomic_write(folder / "header.json") as file:
+    with atomic_write(work.folder / "header.json") as file:
         file.write(json.dumps(header, indent=1).encode())
 
 

@@ -26,7 +26,9 @@ def emoji(data: str, resolution: int = 32) -> StudySpec:
     made.
     """
     folder = Path(data)
-    shards = {split: tuple(str(path) for path in sorted(folder.glob(f"emoji-*-{split}.tar"))) for split in ("train", "val")}
+    shards = {
+        split: tuple(str(path) for path in sorted(folder.glob(f"emoji-*-{split}.tar"))) for split in ("train", "val")
+    }
     for split, found in shards.items():
         if not found:
             raise SpecError(f"data: no emoji-*-{split}.tar in {folder}. docs/data.md says how to make them.")

@@ -232,10 +232,21 @@ def accuracy_bars(
     attributes = tuple(sorted(rows["attribute"].unique(), key=lambda name: (name != "overall", name)))
     series = []
     for slot, cell in enumerate(best_cell_of_members(cells).to_dict("records")):
-        same = np.logical_and.reduce([
-            (rows[name] == cell[name]) | (rows[name].isna() & pd.isna(cell[name]))
-            for name in ("member", "images_seen", "sampler", "eta", "variance", "spacing", "steps", "guidance_scale")
-        ])
+        same = np.logical_and.reduce(
+            [
+                (rows[name] == cell[name]) | (rows[name].isna() & pd.isna(cell[name]))
+                for name in (
+                    "member",
+                    "images_seen",
+                    "sampler",
+                    "eta",
+                    "variance",
+                    "spacing",
+                    "steps",
+                    "guidance_scale",
+                )
+            ]
+        )
         part = rows[same & rows["seed"].isin(cell["seeds"])]
         found = _seed_means(part.drop_duplicates(["seed", "metric"]), "attribute").set_index("attribute")
         found = found.reindex(attributes)

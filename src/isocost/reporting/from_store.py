@@ -105,7 +105,7 @@ def by_guidance(shown: Pictures, member: str, sampler: str) -> Strip:
 
 
 def equal_cost(shown: Pictures, rows: pd.DataFrame, cells: Cells) -> Strip | None:
-    """Each member with the most steps that a shared budget allows: the cheapest plan of the largest member with 2 steps or more."""
+    """Each member with the most steps within one budget: what the largest member pays for 2 steps or more."""
     largest = rows[(rows["member"] == cells.members[-1]) & (rows["steps"] >= 2)]
     if largest.empty:
         return None

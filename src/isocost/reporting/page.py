@@ -108,27 +108,31 @@ def report(
     answer = plan_cells(offers, budget, influence)
     accuracy = figures.accuracy_bars(table, best, accuracy_baselines)
     plots = _plots(table, best, [view.front for view in views], accuracy)
-    page = _environment().get_template("report.html.j2").render(
-        name=fields.get("name", "study"),
-        answer=answer.sentence,
-        thrift=_thrift(answer),
-        facts=_facts(table, best),
-        metric=metric_name(best.metric),
-        select_by=metric_name(best.select_by),
-        direction="higher is better" if best.higher_is_better else "lower is better",
-        views=[_shown(view) for view in views],
-        accuracy=_accuracy_table(accuracy) if accuracy else None,
-        plots={key: {"title": plot.title} for key, plot in plots.items()},
-        guidance_curves=[key for key in plots if key.startswith("steps-")],
-        guidance_maps=[key for key in plots if key.startswith("map-")],
-        strips=[_shown_strip(title, strip) for title, strip in (strips or {}).items()],
-        spec=yaml.safe_dump(fields, sort_keys=False, allow_unicode=True, width=100),
-        digests=({"study": study.digest} if isinstance(study, Spec) else {}) | dict(digests or {}),
-        environment={str(key): _inline(value) for key, value in (environment or {}).items()},
-        notes=notes(table, best, views[0].front),
-        left_out=list(dict.fromkeys(best.left_out)),
-        plotly=_plotly_source(),
-        figures=_script_json({key: figures.plotly_json(plot) for key, plot in plots.items()}),
+    page = (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            name=fields.get("name", "study"),
+            answer=answer.sentence,
+            thrift=_thrift(answer),
+            facts=_facts(table, best),
+            metric=metric_name(best.metric),
+            select_by=metric_name(best.select_by),
+            direction="higher is better" if best.higher_is_better else "lower is better",
+            views=[_shown(view) for view in views],
+            accuracy=_accuracy_table(accuracy) if accuracy else None,
+            plots={key: {"title": plot.title} for key, plot in plots.items()},
+            guidance_curves=[key for key in plots if key.startswith("steps-")],
+            guidance_maps=[key for key in plots if key.startswith("map-")],
+            strips=[_shown_strip(title, strip) for title, strip in (strips or {}).items()],
+            spec=yaml.safe_dump(fields, sort_keys=False, allow_unicode=True, width=100),
+            digests=({"study": study.digest} if isinstance(study, Spec) else {}) | dict(digests or {}),
+            environment={str(key): _inline(value) for key, value in (environment or {}).items()},
+            notes=notes(table, best, views[0].front),
+            left_out=list(dict.fromkeys(best.left_out)),
+            plotly=_plotly_source(),
+            figures=_script_json({key: figures.plotly_json(plot) for key, plot in plots.items()}),
+        )
     )
     path = Path(folder) / "report.html"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""One network call after another: noise and prompts in, latents out, reproducible to the bit under a recorded engine."""
+"""Noise and embedded prompts in, latents out: reproducible to the bit under a recorded engine."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from isocost.data.images import open_images, square_images
 from isocost.data.prompts import REFERENCE_SEED
 from isocost.encoders.autoencoder import load_autoencoder
 from isocost.encoders.own import train_own
-from isocost.encoders.precompute import LatentShards, precompute
+from isocost.encoders.precompute import IMAGES_PER_SHARD, LatentShards, encode_share, precompute
 from isocost.encoders.text import load_text_encoder
 from isocost.models.cost import parameters
 from isocost.scoring.extractors import AttributeLogits, ClipFeatures, attribute_logits, clip_features
@@ -68,18 +68,37 @@ def encoder_refs(study: StudySpec, store: Store, workers: int = 1, progress: Pro
     return EncoderRefs(**refs, classifier=study.evaluation.classifier)
 
 
-def encoded_data(study: StudySpec, store: Store, refs: EncoderRefs, progress: Progress = silent) -> LatentShards:
-    """The study's training data, encoded once for every member."""
+def encoded_data(
+    study: StudySpec, store: Store, refs: EncoderRefs, workers: int = 1, progress: Progress = silent
+) -> LatentShards:
+    """The study's training data, encoded once for every member; the work is shared out among `workers`."""
     autoencoder = load_autoencoder(refs.autoencoder)
     text_encoder = load_text_encoder(refs.text_encoder)
     store.locate({autoencoder.digest: refs.autoencoder, text_encoder.digest: refs.text_encoder})
     name = digest_of([_identity(study.data, "train"), autoencoder.digest, text_encoder.digest])[:16]
+    folder = store.path / "data" / name
+    if workers > 1 and not (folder / "header.json").is_file():
+        wanted = -(-(study.data.images or 0) // IMAGES_PER_SHARD)
+
+        def report(*_: object) -> None:
+            done = len(list(folder.glob("latents-*.safetensors")))
+            progress("encode images", done, max(wanted, done), "")
+
+        progress("encode images", 0, 1, "")
+        tasks = [(study.data, refs, folder, share, workers) for share in range(workers)]
+        run_tasks(_encode_share, tasks, workers=workers, on_done=report, on_wait=report)
     return precompute(
         study.data,
         autoencoder,
         text_encoder,
-        store.path / "data" / name,
+        folder,
         progress=lambda done, total: progress("encode images", done, total, ""),
+    )
+
+
+def _encode_share(source: DataSource, refs: EncoderRefs, folder: Path, share: int, shares: int) -> None:
+    encode_share(
+        source, load_autoencoder(refs.autoencoder), load_text_encoder(refs.text_encoder), folder, share, shares
     )
 
 

@@ -82,8 +82,8 @@ def _located(store: Store | None, digest: str, what: str) -> str:
     if load(shipped).digest == digest:
         return shipped
     raise DataError(
-        f"the {what} {digest[:12]} that this checkpoint was trained with is not to be found: keep the checkpoint in its "
-        "store, whose locator.json knows it."
+        f"the {what} {digest[:12]} that this checkpoint was trained with is not to be found: keep the checkpoint "
+        "in its store, whose locator.json knows it."
     )
 
 

@@ -16,7 +16,10 @@ from isocost.models.cost import forward_flops, parameters, training_flops
 from isocost.specs import NoiseSchedule, TrainSpec
 from isocost.study.checkpoints import Found
 
-LICENCES = {"scenes": "Procedural scenes drawn by isocost (Apache-2.0).", "images": "As the images that it was trained on."}
+LICENCES = {
+    "scenes": "Procedural scenes drawn by isocost (Apache-2.0).",
+    "images": "As the images that it was trained on.",
+}
 
 
 def export(found: Found, folder: Path) -> Path:
@@ -117,7 +120,7 @@ A latent diffusion model exported by isocost {__version__}. Load it with
 | | |
 |---|---|
 | UNet | {parameters(spec.model):,} parameters, {forward / 1e9:.4g} GFLOPs an evaluation of one image |
-| predicts | {spec.prediction} on {spec.schedule.kind} betas; the last step lands on alpha_cumprod `{spec.schedule.final_alpha}` |
+| predicts | {spec.prediction}, {spec.schedule.kind} betas; the last alpha_cumprod is `{spec.schedule.final_alpha}` |
 | trained on | {found.checkpoint.images_seen:,} images seen ({spec.data.images:,} distinct), batch {spec.batch} |
 | training compute | {trained / 1e12:.4g} TFLOPs (3 x forward x images seen) |
 | weights | EMA, sha256 `{found.checkpoint.ref("ema").content_digest}` |
@@ -135,7 +138,7 @@ A latent diffusion model exported by isocost {__version__}. Load it with
 ## Limits
 
 It draws only what its training captions describe, at {spec.data.resolution} px. Guidance {_guidance_note(spec)}.
-Scores are those of the study above, by its own extractor; they compare members of one study, not one study with another.
+Scores are by the study's own extractor: they compare members of one study, not one study with another.
 
 ## Spec
 
@@ -154,7 +157,9 @@ def _scores(found: Found) -> str:
     """The checkpoint's best cells on the report half, with digests; or that there are none."""
     if found.store is None:
         return "Not scored: exported outside a store."
-    cells = [c for c in found.store.expansion()["cells"] if c["checkpoint"] == found.checkpoint.ref("ema").content_digest]
+    cells = [
+        c for c in found.store.expansion()["cells"] if c["checkpoint"] == found.checkpoint.ref("ema").content_digest
+    ]
     index = found.store.index()
     if not cells or index.empty:
         return "Not scored yet."
@@ -166,8 +171,6 @@ def _scores(found: Found) -> str:
         best = scores.sort_values("value", ascending=not better).iloc[0]
         cell = keys[best["sample_key"]]
         plan = f"{cell['sampler']}, {cell['steps']} steps, guidance {cell['guidance_scale']:g}"
-        name = f"{metric}[{best['extractor']}]"
-        lines.append(
-            f"| {name} | {best['value']:.4g} | {best['stderr']:.2g} | {best['n']} | {plan} | `{best['sample_key'][:16]}` |"
-        )
+        name, key = f"{metric}[{best['extractor']}]", best["sample_key"][:16]
+        lines.append(f"| {name} | {best['value']:.4g} | {best['stderr']:.2g} | {best['n']} | {plan} | `{key}` |")
     return "\n".join(lines)

@@ -52,7 +52,7 @@ def missing_chunks(cells: Iterable[Cell], store: Store, images: int) -> list[tup
         for index in range(chunks_needed(images, cell.key.engine))
         if not store.has_chunk(digest, index)
     ]
-    return sorted(missing, key=lambda item: -item[0].model.width**2 * item[0].plan.steps * (item[0].guided + 1))
+    return sorted(missing, key=lambda item: -(item[0].model.width ** 2) * item[0].plan.steps * (item[0].guided + 1))
 
 
 def chunk_prompts(prompts: PromptList, index: int, batch: int) -> tuple[tuple[str, str, int], ...]:

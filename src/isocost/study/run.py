@@ -97,7 +97,7 @@ def train(study: StudySpec, store: Store, workers: int | None = None, progress: 
     store.write_study(study)
     workers = workers or default_workers()
     refs = encoder_refs(study, store, workers, progress)
-    data = encoded_data(study, store, refs, progress)
+    data = encoded_data(study, store, refs, workers, progress)
     runs = grid.runs(study, data.spec)
     store.write_expansion(runs=[grid.run_columns(run) for run in runs])
     train_runs(runs, store, data, workers, progress)

@@ -1,4 +1,4 @@
-"""How far a store is: members trained, chunks made, scores written. Reads files and headers only; never imports torch."""
+"""How far a store is: members trained, chunks made, scores written. Reads file names and logs; never imports torch."""
 
 from __future__ import annotations
 
@@ -32,13 +32,10 @@ def status(store: Store) -> Status:
     """Raises `StoreError` when there is no study in the store."""
     study = store.study()
     expansion = store.expansion()
-    members = tuple(
-        {**run, "images_seen": store.images_seen(run["digest"])} for run in expansion["runs"]
-    )
+    members = tuple({**run, "images_seen": store.images_seen(run["digest"])} for run in expansion["runs"])
     keys = {cell["sample_key"] for cell in expansion["cells"]}
     chunks = -(-study.evaluation.images // study.engine.batch)
     done = {key: store.count_chunks(key) for key in keys}
-    scored = {path.stem for path in (store.path / "cells").glob("*/*.json")} if keys else set()
     return Status(
         store=str(store.path),
         study=study.name,
@@ -46,10 +43,5 @@ def status(store: Store) -> Status:
         cells=len(keys) or None,
         chunks_done=sum(min(count, chunks) for count in done.values()),
         chunks_wanted=chunks * len(keys) if keys else None,
-        scored=_scored_cells(store, keys) if scored else 0,
+        scored=len(keys & store.scored_sample_keys()),
     )
-
-
-def _scored_cells(store: Store, keys: set[str]) -> int:
-    frame = store.index()
-    return int(frame.loc[frame["sample_key"].isin(keys), "sample_key"].nunique()) if len(frame) else 0

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from isocost.errors import DataError, StoreError
+from isocost.files import atomic_write
 from isocost.specs import SampleKey, Score, ScoreSpec, StudySpec, digest_of, load
 
 
@@ -37,16 +37,8 @@ def write_atomically(path: Path, content: bytes) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        with atomic_write(path) as file:
+            file.write(content)
     except OSError as error:
         raise StoreError(
             f"{path}: cannot write: {error.strerror or error}. Nothing done so far is lost: mend it, run again."
@@ -79,7 +71,9 @@ class Store:
     def study(self) -> StudySpec:
         """The study that last ran here. Raises `StoreError` when this is no store."""
         if not self.study_file.is_file():
-            raise StoreError(f"{self.path}: not a store (no study.yaml). `isocost sweep RECIPE --store PATH` makes one.")
+            raise StoreError(
+                f"{self.path}: not a store (no study.yaml). `isocost sweep RECIPE --store PATH` makes one."
+            )
         return load(self.study_file, StudySpec)
 
     def write_study(self, study: StudySpec) -> None:
@@ -224,6 +218,11 @@ class Store:
             write_atomically(path, buffer.getvalue())
             write_atomically(stamp_path, json.dumps(stamp).encode())
         return frame
+
+    def scored_sample_keys(self) -> set[str]:
+        """Cells that have a score."""
+        frame = self.index()
+        return set(frame["sample_key"]) if len(frame) else set()
 
     def _stamp(self) -> dict[str, float]:
         times = [path.stat().st_mtime_ns for path in (self.path / "cells").glob("*/*.json")]

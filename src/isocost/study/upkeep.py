@@ -3,6 +3,7 @@ copies what is missing, or removes what nothing refers to."""
 
 from __future__ import annotations
 
+import json
 import shutil
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from isocost.errors import DataError, StoreError
+from isocost.specs import canonical_json
 from isocost.study.store import Store, write_atomically
 
 # What can be had again from the rest, or belongs to one machine: not carried by merge or pack.
@@ -97,6 +99,37 @@ def pack(store: Store, out: Path) -> dict[str, Any]:
         temporary.unlink(missing_ok=True)
         raise StoreError(f"{out}: cannot write: {error.strerror or error}") from None
     return {"packed": str(out), "bytes": out.stat().st_size}
+
+
+def publish(store: Store, out: Path) -> dict[str, Any]:
+    """What a paper or a repository keeps of a store: spec, all scores, what their cells are, environment, figures.
+
+    `scores.json` is the list of Score objects; `cells.json` says what each sample key is and costs.
+    """
+    scores = [score for _, score in store.scores()]
+    if not scores:
+        raise StoreError(f"{store.path}: no scores to publish yet.")
+    plain = [score.model_dump(mode="json") for score in scores]
+    environments = {canonical_json(score.environment): score.environment for score in scores}
+    contents = {
+        "spec.yaml": store.study().to_yaml(),
+        "scores.json": _json_lines(plain),
+        "cells.json": _json_lines(store.expansion()["cells"]),
+        "environment.json": json.dumps(list(environments.values()), indent=1),
+    }
+    if (store.path / "baselines.json").is_file():
+        contents["baselines.json"] = (store.path / "baselines.json").read_text()
+    for name, text in contents.items():
+        write_atomically(out / name, text.encode())
+    figures = sorted((store.path / "figures").glob("*.png"))
+    for path in figures:
+        write_atomically(out / "figures" / path.name, path.read_bytes())
+    return {"folder": str(out), "scores": len(scores), "figures": len(figures)}
+
+
+def _json_lines(values: Sequence[Any]) -> str:
+    """A JSON list with an item a line: readable in a diff."""
+    return "[\n" + ",\n".join(json.dumps(value) for value in values) + "\n]\n"
 
 
 def _files(store: Store) -> Iterable[Path]:

@@ -27,8 +27,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from isocost import __version__, specs
-from isocost.data.shards import atomic_write, file_digest, sync_folder
 from isocost.errors import DataError, SpecError, TrainingError
+from isocost.files import atomic_write, file_digest, sync_folder
 from isocost.models.build import build
 from isocost.specs import CheckpointRef, TrainSpec
 from isocost.training.ema import Average
