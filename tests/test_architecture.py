@@ -20,7 +20,7 @@ PACKAGE = ROOT / "src" / "isocost"
 
 # From the bottom up. A module may import its own package and the rows above its own; what shares a row stays apart.
 LAYERS = (
-    ("errors", "allocator", "files"),
+    ("errors", "allocator", "files", "optim"),
     ("specs", "environment"),
     ("models", "diffusion"),
     ("data",),

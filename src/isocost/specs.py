@@ -143,8 +143,11 @@ class NoiseSchedule(Spec):
 
 
 class SceneOptions(Spec):
-    """How varied procedural scenes are. `groups`: at most this many groups of equal objects in a scene."""
+    """How varied procedural scenes are: at most `groups` groups of at most `count` equal objects, textured or plain."""
 
+    NEUTRAL: ClassVar[dict[str, Any]] = {"count": 4, "textures": True}
+    count: int = Field(default=4, ge=1, le=4)
+    textures: bool = True
     groups: int = Field(default=2, ge=1, le=2)
     version: int = Field(default=1, ge=1)
 
@@ -206,8 +209,11 @@ class DataSpec(Spec):
 
 
 class Optimizer(Spec):
-    """AdamW. `lr` is the peak learning rate."""
+    """AdamW with peak learning rate `lr`; kind "muon" leaves hidden matrices to Muon, at `muon_lr`."""
 
+    NEUTRAL: ClassVar[dict[str, Any]] = {"kind": "adamw", "muon_lr": 0.02}
+    kind: Literal["adamw", "muon"] = "adamw"
+    muon_lr: float = Field(default=0.02, gt=0)
     lr: float = Field(default=1e-3, gt=0)
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.99, ge=0, lt=1)
@@ -414,7 +420,7 @@ class Evaluation(Spec):
     )
     classifier: str = Field(default="scenes-attributes", description="attribute classifier of the caption accuracy")
     select_by: Literal["fd", "kid", "clip", "accuracy"] = Field(
-        "fd", description="metric by which guidance is chosen on the selection half"
+        default="fd", description="metric by which guidance is chosen on the selection half"
     )
     keep_images: bool = Field(default=False, description="store the images of every cell, not only their features")
 

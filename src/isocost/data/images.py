@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from isocost.data.shards import Shards
 from isocost.errors import DataError
@@ -240,6 +240,8 @@ def decode_image(data: bytes, where: str) -> np.ndarray:
         with Image.open(io.BytesIO(data)) as file:
             image = ImageOps.exif_transpose(file)
             return np.array(_to_rgb(image, where))
+    except UnidentifiedImageError:
+        raise DataError(f"{where}: not an image: its content is of no format that Pillow reads") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{where}: not an image that can be read: {' '.join(str(error).split())}") from None
 

@@ -196,9 +196,9 @@ def _layout(u: np.ndarray, options: SceneOptions) -> _Layout:
         background=background,
         colour=np.stack([first, second]),
         shape=_pick(_pair(u, "shape"), len(SHAPES)),
-        count=1 + _pick(_pair(u, "count"), len(COUNTS)),
+        count=1 + _pick(_pair(u, "count"), options.count),
         size=_pick(_pair(u, "size"), len(SIZES)),
-        texture=_pick(_pair(u, "texture"), len(TEXTURES)),
+        texture=_pick(_pair(u, "texture"), len(TEXTURES) if options.textures else 1),
     )
 
 

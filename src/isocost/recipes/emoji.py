@@ -32,7 +32,7 @@ def emoji(data: str, resolution: int = 32) -> StudySpec:
     for split, found in shards.items():
         if not found:
             raise SpecError(f"data: no emoji-*-{split}.tar in {folder}. docs/data.md says how to make them.")
-    images = 128_000
+    images = 64_000
     return StudySpec(
         name="emoji",
         data=DataSource(
@@ -43,21 +43,21 @@ def emoji(data: str, resolution: int = 32) -> StudySpec:
             autoencoder="own",
             text_encoder="own",
             encoder_training=EncoderTraining(
-                autoencoder_images=128_000, clip_images=128_000, vocabulary=2048, context_length=24
+                autoencoder_images=64_000, clip_images=96_000, channels=24, vocabulary=2048, context_length=24
             ),
         ),
         members=micro_members(8, 16, 32),
         train=TrainSettings(
             images=images,
-            batch=128,
-            optimizer=Optimizer(lr=1e-3),
-            lr_schedule=LrSchedule(kind="cosine", warmup_images=2560),
+            batch=64,
+            optimizer=Optimizer(kind="muon", lr=2e-3),
+            lr_schedule=LrSchedule(kind="cosine", warmup_images=1280),
             caption_dropout=0.1,
-            ema=Ema(halflife_images=12_800),
-            checkpoints=(32_000, 64_000),
+            ema=Ema(halflife_images=6400),
+            checkpoints=(16_000, 32_000),
         ),
-        grid=Grid(samplers=("ddim",), steps=(1, 2, 4, 8, 20), guidance=(1.0, 2.0, 3.0, 4.0, 6.0, 8.0)),
-        extra_grids=(Grid(samplers=("dpmpp_2m",), steps=(4, 8), guidance=(1.0, 2.0, 3.0, 4.0, 6.0, 8.0)),),
+        grid=Grid(samplers=("ddim",), steps=(1, 2, 4, 8, 20), guidance=(1.0, 2.0, 4.0, 8.0)),
+        extra_grids=(Grid(samplers=("dpmpp_2m",), steps=(4, 8), guidance=(2.0, 4.0)),),
         curve=Grid(samplers=("ddim",), steps=(20,), guidance=(2.0,)),
         evaluation=Evaluation(
             prompts="val",

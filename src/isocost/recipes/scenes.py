@@ -28,7 +28,9 @@ def quickstart() -> StudySpec:
     images = 38_400
     return StudySpec(
         name="quickstart",
-        data=DataSource(kind="scenes", resolution=32, images=images, scenes=SceneOptions(groups=1)),
+        data=DataSource(
+            kind="scenes", resolution=32, images=images, scenes=SceneOptions(groups=1, count=2, textures=False)
+        ),
         members=micro_members(8, 16, 32),
         train=TrainSettings(
             images=images,

@@ -11,7 +11,7 @@ from torch import nn
 
 from isocost.diffusion.denoiser import Denoiser, Network, from_unet
 from isocost.diffusion.guidance import guide
-from isocost.diffusion.noise import batch_noise
+from isocost.diffusion.noise import Stream, batch_noise
 from isocost.diffusion.samplers import sample
 from isocost.diffusion.schedule import timestep_pairs
 from isocost.errors import SpecError
@@ -43,7 +43,7 @@ def prepare(unet: nn.Module, engine: EngineSpec) -> Network:
     unet = unet.to(engine.device).eval().requires_grad_(False)
     if dtype != torch.float32:
         unet = unet.to(dtype=dtype)
-    run = from_unet(torch.compile(unet) if engine.compiled else unet)
+    run = from_unet(torch.compile(unet) if engine.compiled else unet)  # pyright: ignore[reportArgumentType]
 
     def network(x: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         return run(x.to(dtype), timestep, context.to(dtype)).float()
@@ -83,7 +83,7 @@ def sample_latents(
     padded_ids = [ids[i] for i in rows]
     device = torch.device(engine.device)
 
-    def noise(stream: str | tuple[str, int]) -> torch.Tensor:
+    def noise(stream: Stream) -> torch.Tensor:
         return torch.from_numpy(batch_noise(padded_ids, stream, latent_shape)).to(device)
 
     denoiser = Denoiser(network, plan.schedule, plan.prediction)

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -112,7 +113,8 @@ def make_chunks(
 def make_chunk(task: ChunkTask) -> None:
     """Sample, decode, extract, store. Images go from decoder to extractors in memory."""
     engine = task.key.engine
-    pipeline = _pipeline(task.checkpoint, task.key.plan.stages[0].checkpoint.weights, task.refs, engine)
+    weights = task.key.plan.stages[0].checkpoint.weights
+    pipeline = _pipeline(task.checkpoint, weights, task.refs, engine)  # pyright: ignore[reportArgumentType]
     made = generate(pipeline, task.key.plan, engine, task.prompts)
     features: dict[str, np.ndarray] = {}
     if task.features:
@@ -133,7 +135,7 @@ def feature_name(extractor: ClipFeatures | AttributeLogits) -> str:
 
 
 @functools.lru_cache(maxsize=2)
-def _pipeline(folder: Path, weights: str, refs: EncoderRefs, engine: EngineSpec) -> Pipeline:
+def _pipeline(folder: Path, weights: Literal["ema", "raw"], refs: EncoderRefs, engine: EngineSpec) -> Pipeline:
     checkpoint = Checkpoint.load(folder)
     return Pipeline(
         network=prepare(checkpoint.network(weights), engine),

@@ -219,7 +219,8 @@ def table(store: Store) -> pd.DataFrame:
     if cells.empty or scores.empty:
         raise StoreError(f"{store.path}: no scores yet. `isocost sweep` goes on from what is there.")
     frame = cells.merge(scores, on="sample_key", how="inner")
-    seconds = {key: float(np.median([s for _, s in store.chunk_costs(key)])) for key in frame["sample_key"].unique()}
+    keys = frame["sample_key"].unique()
+    seconds = pd.Series({key: np.median([s for _, s in store.chunk_costs(key)]) for key in keys}, dtype=float)
     frame["plug_in"] = frame["value"]
     frame["value"] = frame["plug_in"] - frame["bias"].fillna(0.0)
     extractors = frame["extractor"].str.partition("@")[0]

@@ -60,7 +60,7 @@ class Judge:
             reference=Reference.of(features),
             fd_reference=Reference.of(project(features, dims) if dims else features),
             text_features=clip.text([prompt.text for prompt in places]),
-            wanted=tuple(prompt.attributes for prompt in places),
+            wanted=_informative([prompt.attributes for prompt in places]),
             halves=np.array([prompts.half(place) for place in range(evaluation.images)]),
         )
 
@@ -102,13 +102,24 @@ class Judge:
         return compute(metric, features=clip, reference=self.reference, text_features=self.text_features[rows])
 
 
+def _informative(wanted: Sequence[Mapping[str, str | int]]) -> tuple[dict[str, str | int], ...]:
+    """What each image must show, without attributes that have one value in all prompts: those anyone gets right."""
+    values: dict[str, set[str | int]] = {}
+    for attributes in wanted:
+        for name, value in attributes.items():
+            values.setdefault(name, set()).add(value)
+    return tuple({n: v for n, v in attributes.items() if len(values[n]) > 1} for attributes in wanted)
+
+
 def score_cells(cells: Sequence[Cell], store: Store, judge: Judge, progress: Progress = silent) -> None:
     """Score every cell that lacks a score. Cells that are there are left alone."""
     scored = {path.stem for path in (store.path / "cells").glob("*/*.json")}
     keys = list(dict.fromkeys(cell.key.digest for cell in cells))
     chunks = chunks_needed(judge.evaluation.images, cells[0].key.engine) if cells else 0
     for done, key in enumerate(keys, 1):
-        wanted = [(split, metric, spec) for split in SPLITS for metric, spec in judge.specs(split).items()]
+        wanted: list[tuple[Split, str, ScoreSpec]] = [
+            (split, metric, spec) for split in SPLITS for metric, spec in judge.specs(split).items()
+        ]
         missing = [item for item in wanted if store.score_key(key, item[2]) not in scored]
         if missing:
             features = cell_features(store, key, chunks, judge.evaluation.images)

@@ -23,7 +23,8 @@ from isocost.diffusion.schedule import alphas_cumprod
 from isocost.encoders.precompute import LatentShards
 from isocost.errors import DataError, SpecError, TrainingError, lookup
 from isocost.models.build import build
-from isocost.specs import CheckpointRef, LrSchedule, TrainSettings, TrainSpec
+from isocost.optim import MuonAdamW
+from isocost.specs import CheckpointRef, LrSchedule, Optimizer, TrainSettings, TrainSpec
 from isocost.training import state as states
 from isocost.training.ema import Average
 from isocost.training.objectives import OBJECTIVES, Batch
@@ -86,9 +87,9 @@ def train(
 
 def step(state: TrainState, spec: TrainSpec, data: LatentShards, folder: Path) -> dict[str, float]:
     """One optimizer step on the next `spec.batch` images. Returns images_seen after it, loss, lr and grad_norm."""
-    lr = learning_rate(spec.lr_schedule, spec.optimizer.lr, state.images_seen + spec.batch / 2, spec.images)
+    share = learning_rate(spec.lr_schedule, 1.0, state.images_seen + spec.batch / 2, spec.images)
     for group in state.optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = share * group["initial_lr"]
 
     state.optimizer.zero_grad(set_to_none=True)
     losses = [_backward(state, spec, batch) for batch in batches(state, spec, data)]
@@ -101,6 +102,7 @@ def step(state: TrainState, spec: TrainSpec, data: LatentShards, folder: Path) -
     state.optimizer.step()
     state.images_seen += spec.batch
     state.average.update(state.images_seen, spec.batch)
+    lr = share * spec.optimizer.lr
     return {"images_seen": state.images_seen, "loss": loss, "lr": lr, "grad_norm": grad_norm}
 
 
@@ -177,16 +179,28 @@ def start(
     # Convolutions of 8x8 latents gain nothing from channels_last on a CPU (measured); on GPUs they do.
     layout = torch.channels_last if torch.device(device).type == "cuda" else torch.contiguous_format
     module = module.to(device, memory_format=layout).train()  # type: ignore[call-overload]
-    chosen = spec.optimizer
-    optimizer = torch.optim.AdamW(
-        module.parameters(),
+    return TrainState(module, Average(module, spec.ema), _optimizer(module, spec.optimizer))
+
+
+def _optimizer(module: torch.nn.Module, chosen: Optimizer) -> torch.optim.Optimizer:
+    """AdamW, on all weights or beside Muon."""
+    weights = dict(module.named_parameters())
+    hidden = {name for name, weight in weights.items() if chosen.kind == "muon" and _is_hidden_matrix(name, weight)}
+    return MuonAdamW(
+        [weight for name, weight in weights.items() if name in hidden],
+        [weight for name, weight in weights.items() if name not in hidden],
+        muon_lr=chosen.muon_lr,
         lr=chosen.lr,
         betas=(chosen.beta1, chosen.beta2),
         eps=chosen.eps,
         weight_decay=chosen.weight_decay,
         fused=True,
     )
-    return TrainState(module, Average(module, spec.ema), optimizer)
+
+
+def _is_hidden_matrix(name: str, weight: Tensor) -> bool:
+    """A matrix or convolution between hidden features; those that touch the latent are not."""
+    return weight.ndim >= 2 and not name.startswith(("conv_in.", "conv_out."))
 
 
 def _located(ref: CheckpointRef, locate: Callable[[CheckpointRef], Path] | None) -> Checkpoint:

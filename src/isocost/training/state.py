@@ -35,6 +35,7 @@ from isocost.training.ema import Average
 
 SCHEMA = 1
 EMA, RAW, OPTIMIZER = "ema.safetensors", "raw.safetensors", "optimizer.safetensors"
+PARTS = ("step", "exp_avg", "exp_avg_sq", "momentum")  # what AdamW, or Muon, keeps of a parameter
 Weights = Literal["ema", "raw"]
 
 
@@ -189,7 +190,7 @@ def _sync_file(path: Path) -> None:
 
 
 def _moments(state: TrainState) -> dict[str, Tensor]:
-    """AdamW's state by parameter name, so that it does not depend on the order of parameters."""
+    """The optimizer's state by parameter name, so that it does not depend on the order of parameters."""
     return {
         f"{name}.{part}": tensor.detach().cpu().contiguous()
         for name, parameter in state.module.named_parameters()
@@ -199,13 +200,12 @@ def _moments(state: TrainState) -> dict[str, Tensor]:
 
 def _load_moments(state: TrainState, tensors: dict[str, Tensor]) -> None:
     for name, parameter in state.module.named_parameters():
-        of_this = {part: tensors[f"{name}.{part}"] for part in ("step", "exp_avg", "exp_avg_sq")}
+        of_this = {part: tensors[f"{name}.{part}"] for part in PARTS if f"{name}.{part}" in tensors}
         step_device = parameter.device if state.optimizer.defaults.get("fused") else torch.device("cpu")
         state.optimizer.state[parameter] = {
-            "step": of_this["step"].to(step_device),
-            # In the parameter's own memory layout, as AdamW would have made them.
-            "exp_avg": torch.empty_like(parameter).copy_(of_this["exp_avg"]).detach(),
-            "exp_avg_sq": torch.empty_like(parameter).copy_(of_this["exp_avg_sq"]).detach(),
+            # Averages in the parameter's own memory layout, as the optimizer would have made them.
+            part: tensor.to(step_device) if part == "step" else torch.empty_like(parameter).copy_(tensor).detach()
+            for part, tensor in of_this.items()
         }
 
 

@@ -1,0 +1,69 @@
+"""Muon for hidden matrices and AdamW for all else, as one optimizer with one state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class MuonAdamW(torch.optim.AdamW):
+    """Muon (Jordan et al., kellerjordan.github.io/posts/muon, 2024) on `matrices`, AdamW on `rest`.
+
+    Muon is momentum whose update is orthogonalised. It is for weights of two axes or more between hidden features, the
+    later axes taken together; what is next to pixels, latents or tokens, and vectors, belong to AdamW. Every group has
+    `initial_lr`, its peak: a schedule sets `lr` to a share of it. `adamw`: further arguments of AdamW.
+    """
+
+    def __init__(
+        self,
+        matrices: Iterable[Tensor],
+        rest: Iterable[Tensor],
+        *,
+        muon_lr: float,
+        lr: float,
+        momentum: float = 0.95,
+        **adamw: Any,
+    ):
+        groups = [
+            {"params": list(rest), "lr": lr, "initial_lr": lr, "momentum": None},
+            {"params": list(matrices), "lr": muon_lr, "initial_lr": muon_lr, "momentum": momentum},
+        ]
+        super().__init__([group for group in groups if group["params"]], lr=lr, **adamw)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        every = self.param_groups
+        self.param_groups = [group for group in every if group["momentum"] is None]
+        try:
+            super().step()
+        finally:
+            self.param_groups = every
+        for group in every:
+            if group["momentum"] is not None:
+                for weight in group["params"]:
+                    _muon_step(weight, self.state[weight], group["lr"], group["momentum"])
+
+
+def _muon_step(weight: Tensor, state: dict[str, Tensor], lr: float, momentum: float) -> None:
+    if weight.grad is None:
+        return
+    if "momentum" not in state:
+        state["momentum"] = torch.zeros_like(weight)
+    average = state["momentum"].mul_(momentum).add_(weight.grad)
+    update = orthogonalised((weight.grad + momentum * average).flatten(1))
+    gain = max(1.0, update.shape[0] / update.shape[1]) ** 0.5
+    weight.sub_(update.view_as(weight), alpha=lr * gain)
+
+
+def orthogonalised(matrix: Tensor) -> Tensor:
+    """The matrix [m, n] with its singular values brought near 1 (0.7 to 1.2), by five Newton-Schulz steps of Muon's."""
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if tall else matrix
+    x = x / (x.norm() + 1e-7)
+    for _ in range(5):
+        square = x @ x.T
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    return x.T if tall else x
