@@ -53,7 +53,7 @@ def test_sample_is_a_function_of_prompt_and_replicate(swept, capsys, tmp_path):
 def test_sample_of_a_member_that_is_not_there(swept, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["sample", str(swept), "--member", "c9", "--prompt", "x"])
-    assert "Did you mean 'c8'" in capsys.readouterr().err
+    assert "no trained member 'c9'. Known: c8" in capsys.readouterr().err
 
 
 def test_store_commands(own_copy, capsys, tmp_path):
