@@ -48,6 +48,8 @@ def load_study(reference: StudyLike, overrides: Mapping[str, Any] | None = None,
     from isocost import recipes
     from isocost.specs import load
 
+    if arguments and str(reference) not in recipes.RECIPES:
+        raise SpecError(f"'{reference}' is no recipe, so it takes no --{', --'.join(arguments)}: say it in the file.")
     if isinstance(reference, StudySpec):
         spec, where = reference, reference.name
     elif str(reference) in recipes.RECIPES:
@@ -224,6 +226,8 @@ def sample(
     from isocost.sampling.generate import generate
     from isocost.study.checkpoints import find, pipeline_of
 
+    if not prompts:
+        raise SpecError("no prompts: give at least one.")
     found = find(checkpoint, member)
     spec = found.checkpoint.spec
     plan = SamplingPlan.parse(

@@ -460,7 +460,7 @@ def store_compact(store: Path, *, json: Json = False) -> None:
 
 @stores.command(name="pack", help_epilogue="Examples:\n  isocost store pack runs/quickstart quickstart.tar")
 def store_pack(store: Path, out: Path, *, json: Json = False) -> None:
-    """Write chunks, scores and final checkpoints as one tar, to go on elsewhere after unpacking it."""
+    """Write everything in a store that is not derived as one tar, to go on elsewhere after unpacking it."""
     from isocost.study.store import Store
     from isocost.study.upkeep import pack
 
@@ -567,6 +567,8 @@ def main(tokens: list[str] | None = None) -> None:
         _fail("interrupted; what was done is kept: run the same command again to go on.", 130)
     except BrokenPipeError:
         sys.exit(0)
+    except OSError as error:
+        _fail(f"{error.filename or 'system'}: {error.strerror or error}", 1)
 
 
 def _fail(message: str, code: int) -> None:

@@ -33,20 +33,24 @@ def shown_progress(quiet: bool = False) -> Iterator[Report]:
     if quiet:
         yield lambda stage, done, total, note="": None
     elif sys.stderr.isatty():
-        with _bars() as bars:
-            tasks: dict[str, TaskID] = {}
-
-            def show(stage: str, done: float, total: float, note: str = "") -> None:
-                if stage not in tasks:
-                    tasks[stage] = bars.add_task(stage, total=total)
-                bars.update(tasks[stage], completed=done, total=total, note=note)
-
-            yield show
+        with _bars(Console(stderr=True)) as bars:
+            yield _moving(bars)
     else:
         yield _lines()
 
 
-def _bars() -> Progress:
+def _moving(bars: Progress) -> Report:
+    tasks: dict[str, TaskID] = {}
+
+    def show(stage: str, done: float, total: float, note: str = "") -> None:
+        if stage not in tasks:
+            tasks[stage] = bars.add_task(stage, total=total, note="")
+        bars.update(tasks[stage], completed=done, total=total, note=note)
+
+    return show
+
+
+def _bars(console: Console) -> Progress:
     return Progress(
         TextColumn("{task.description:20}"),
         BarColumn(),
@@ -54,7 +58,7 @@ def _bars() -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         TextColumn("[dim]{task.fields[note]}", markup=True),
-        console=Console(stderr=True),
+        console=console,
     )
 
 

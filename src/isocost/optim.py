@@ -13,7 +13,7 @@ class MuonAdamW(torch.optim.AdamW):
     """Muon (Jordan et al., kellerjordan.github.io/posts/muon, 2024) on `matrices`, AdamW on `rest`.
 
     Muon is momentum whose update is orthogonalised. It is for weights of two axes or more between hidden features, the
-    later axes taken together; what is next to pixels, latents or tokens, and vectors, belong to AdamW. Every group has
+    later axes taken together; what is next to pixels or latents, and vectors, belong to AdamW. Every group has
     `initial_lr`, its peak: a schedule sets `lr` to a share of it. `adamw`: further arguments of AdamW.
     """
 

@@ -171,6 +171,10 @@ class DataSource(Spec):
     text_encoder: str = "scenes-clip-condition"
     encoder_training: EncoderTraining | None = None
 
+    def canonical(self) -> dict[str, Any]:
+        """Paths are where to look, not what is there: they stay out of the digest."""
+        return {name: value for name, value in super().canonical().items() if name not in ("train", "val")}
+
     @model_validator(mode="after")
     def _complete(self) -> Self:
         if self.kind == "scenes" and self.images is None:
@@ -209,7 +213,7 @@ class DataSpec(Spec):
 
 
 class Optimizer(Spec):
-    """AdamW with peak learning rate `lr`; kind "muon" leaves hidden matrices to Muon, at `muon_lr`."""
+    """AdamW with peak learning rate `lr`. Kind "muon" leaves hidden matrices to Muon, at `muon_lr`, without decay."""
 
     NEUTRAL: ClassVar[dict[str, Any]] = {"kind": "adamw", "muon_lr": 0.02}
     kind: Literal["adamw", "muon"] = "adamw"
@@ -331,7 +335,10 @@ class PromptSet(Spec):
 
 
 class EngineSpec(Spec):
-    """How images are computed, so far as it moves their last bits. Images of two engines never share a cell."""
+    """How images are computed, so far as it moves their last bits. Images of two engines never share a cell.
+
+    `device` is the UNet's: encoders and extractors run on the CPU.
+    """
 
     dtype: Literal["fp32", "bf16"] = "fp32"
     device: Literal["cpu", "cuda"] = "cpu"
@@ -432,7 +439,7 @@ class StudySpec(Spec):
     data: DataSource
     members: tuple[ModelSpec, ...] = Field(min_length=1)
     train: TrainSettings
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1, description="training seeds")
     grid: Grid = Grid()
     extra_grids: tuple[Grid, ...] = Field(
         default=(), description="more cells, for instance another sampler at fewer steps"
@@ -456,4 +463,6 @@ def load(path: str | Path, cls: type[Spec]) -> Any:
         text = Path(path).read_text()
     except OSError as error:
         raise SpecError(f"{path}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise SpecError(f"{path}: not a text file: expected YAML or JSON.") from None
     return cls.from_yaml(text, where=str(path))

@@ -37,7 +37,8 @@ def test_the_frontier_is_printed_without_a_budget(swept, capsys, unit):
 
 
 def test_status(swept, capsys):
-    assert "finished" in out(capsys, "status", str(swept))
+    shown = out(capsys, "status", str(swept))
+    assert "cells scored: 5 of 5" in shown and shown.splitlines()[-1] == "finished"
 
 
 def test_sample_is_a_function_of_prompt_and_replicate(swept, capsys, tmp_path):
@@ -59,10 +60,15 @@ def test_sample_of_a_member_that_is_not_there(swept, capsys):
 def test_store_commands(own_copy, capsys, tmp_path):
     assert len(json.loads(out(capsys, "store", "ls", str(own_copy), "--json"))) == 5
     assert json.loads(out(capsys, "store", "verify", str(own_copy), "--json"))["corrupt"] == []
-    leftover = own_copy / "cells" / ".x.json.abc"
+    leftover = own_copy / "cells" / ".x.json.tmp-999999999"
     leftover.write_text("half")
+    mine = own_copy / ".gitignore"
+    mine.write_text("*")
+    stale = own_copy / "chunks" / "ab" / "abc" / "00000.safetensors"
+    stale.parent.mkdir(parents=True)
+    stale.write_bytes(next(own_copy.glob("chunks/*/*/*.safetensors")).read_bytes())
     out(capsys, "store", "prune", str(own_copy))
-    assert not leftover.exists()
+    assert not leftover.exists() and not stale.exists() and mine.exists()
     assert json.loads(out(capsys, "store", "verify", str(own_copy), "--json"))["corrupt"] == []
     packed = json.loads(out(capsys, "store", "pack", str(own_copy), str(tmp_path / "all.tar"), "--json"))
     assert packed["bytes"] > 1000
@@ -84,6 +90,23 @@ def test_merge_brings_what_another_machine_did(own_copy, tmp_path, capsys):
         (part / name).write_bytes((own_copy / name).read_bytes())
     out(capsys, "store", "merge", str(part), str(own_copy))
     assert json.loads(out(capsys, "status", str(part), "--json"))["finished"]
+
+
+def test_publish_keeps_scores_that_can_be_read_again(swept, tmp_path, capsys):
+    from isocost.specs import Score
+
+    out(capsys, "store", "publish", str(swept), str(tmp_path / "kept"))
+    scores = [Score.model_validate(score) for score in json.loads((tmp_path / "kept" / "scores.json").read_text())]
+    cells = json.loads((tmp_path / "kept" / "cells.json").read_text())
+    assert {score.sample_key for score in scores} == {cell["sample_key"] for cell in cells}
+
+
+def test_a_store_that_moved_can_still_be_reported(swept, tmp_path, capsys):
+    import shutil
+
+    moved = Path(shutil.copytree(swept, tmp_path / "elsewhere"))
+    shutil.rmtree(moved / "figures", ignore_errors=True)
+    assert json.loads(out(capsys, "report", str(moved), "--json"))["report"] == str(moved / "report.html")
 
 
 def test_report_and_its_figures(own_copy, capsys):

@@ -14,7 +14,11 @@ import numpy as np
 import pytest
 from tests.study.conftest import tiny_study
 
+from isocost.encoders.autoencoder import load_autoencoder
+from isocost.encoders.text import load_text_encoder
 from isocost.errors import DataError, SpecError, StoreError
+from isocost.models.cost import autoencoder_flops, forward_flops
+from isocost.recipes.scenes import micro_members
 from isocost.specs import Grid
 from isocost.study import run
 from isocost.study.status import status
@@ -69,8 +73,11 @@ def test_costs_charge_guidance_and_encoders(swept):
     cells = {(c["steps"], c["guidance_scale"]): c for c in Store(swept).expansion()["cells"] if not c["curve"]}
     plain, guided = cells[2, 1.0], cells[2, 2.0]
     assert guided["paper_cost"] == plain["paper_cost"] == pytest.approx(2 * plain["norm_cost"])
-    unet = (guided["gflops_per_image"] - plain["gflops_per_image"]) / 2
-    assert guided["gflops_per_image"] > 4 * unet * 0.9 and plain["gflops_per_image"] < guided["gflops_per_image"]
+    text_encoder = load_text_encoder("scenes-clip-condition")
+    unet = forward_flops(micro_members(8)[0], 8, text_encoder.context_shape[0])
+    decoder = autoencoder_flops(load_autoencoder("scenes-vae").module, 8)
+    assert plain["gflops_per_image"] == pytest.approx((2 * unet + text_encoder.flops + decoder) / 1e9)
+    assert guided["gflops_per_image"] == pytest.approx((4 * unet + 2 * text_encoder.flops + decoder) / 1e9)
 
 
 def test_a_second_sweep_does_nothing(own_copy):
@@ -134,6 +141,37 @@ def test_status_counts_without_torch(swept):
     assert shown["members"][0]["images_seen"] == shown["members"][0]["images"] == 256
 
 
+def test_scores_by_other_references_stay_apart(own_copy):
+    evaluation = tiny_study().evaluation.model_copy(update={"references": 96})
+    table = run.sweep(tiny_study(evaluation=evaluation), Store(own_copy), workers=1)
+    assert not table.duplicated(["sample_key", "metric", "split", "curve"]).any()
+    assert table["reference"].dropna().nunique() == 1
+    first = run.sweep(tiny_study(), Store(own_copy), workers=1)
+    assert set(first["reference"].dropna()).isdisjoint(table["reference"].dropna())
+
+
+def test_images_asked_for_later_are_made_then(own_copy):
+    before = features(own_copy)
+    evaluation = tiny_study().evaluation.model_copy(update={"keep_images": True})
+    run.sweep(tiny_study(evaluation=evaluation), Store(own_copy), workers=1)
+    chunks = [Store(own_copy).read_chunk(p.parent.name, int(p.stem)) for p in own_copy.glob("chunks/*/*/*.safetensors")]
+    assert all(chunk.images is not None for chunk in chunks)
+    assert features(own_copy) == before
+
+
+def test_the_thread_count_of_the_caller_moves_no_bit(swept, tmp_path):
+    import torch
+
+    shutil.copytree(swept, tmp_path / "store", ignore=shutil.ignore_patterns("chunks", "cells", "index*", "references"))
+    torch.set_num_threads(2)
+    try:
+        run.sweep(tiny_study(), Store(tmp_path / "store"), workers=1)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert features(tmp_path / "store") == features(swept)
+
+
 def test_status_of_an_unfinished_store(own_copy):
     doomed = next(own_copy.glob("cells/*/*.json"))
     sample_key = json.loads(doomed.read_text())["sample_key"]
@@ -176,6 +214,9 @@ def test_a_store_where_a_file_is_in_the_way(tmp_path):
         ({"members": tiny_study().members * 2}, "own width"),
         ({"evaluation": tiny_study().evaluation.model_copy(update={"prompts": "scenes-vall"})}, "scenes-val"),
         ({"evaluation": tiny_study().evaluation.model_copy(update={"metrics": ("kid",)})}, "select_by"),
+        ({"evaluation": tiny_study().evaluation.model_copy(update={"prompts": "paper-fig1"})}, "accuracy"),
+        ({"evaluation": tiny_study().evaluation.model_copy(update={"fd_dims": 4096})}, "4096"),
+        ({"strips": "nowhere"}, "nowhere"),
     ],
 )
 def test_a_study_that_cannot_run_is_refused_before_anything_starts(tmp_path, changes, message):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +31,15 @@ KINDS = ("autoencoder", "text_encoder", "extractor")
 """What a study can train. The text encoder is the text tower of a CLIP that conditions; the extractor is a CLIP."""
 
 LARGEST_SHIFT = 1 / 16
+NAMES_A_SIDE = re.compile(r"\b(left|right|(counter|anti)?clockwise)\b", re.IGNORECASE)
 
 
-def train_own(kind: str, source: DataSource, folder: Path, log: Callable[[str], None] = print) -> Path:
+def to_stderr(line: str) -> None:
+    """Progress of a training: never on stdout, which may be read as JSON."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def train_own(kind: str, source: DataSource, folder: Path, log: Callable[[str], None] = to_stderr) -> Path:
     """Train one of `KINDS` on a source's training images; what lies in `folder` already is kept.
 
     The folder appears when training is done, with metrics.json: PSNR on held-out images, or retrieval top-1 of
@@ -110,7 +118,9 @@ def _clip(
 
 @dataclass(frozen=True)
 class _Augmented:
-    """Training images and captions by number, without end: shuffled each epoch, mirrored and shifted a little.
+    """Training images and captions by number, without end: shuffled each epoch, shifted a little, half of them mirrored.
+
+    An image whose caption names a side is never mirrored.
 
     Image number i is a function of (seed, i).
     """
@@ -146,7 +156,8 @@ class _Augmented:
         down, right = random.integers(0, 2 * most + 1, size=2)
         padded = np.pad(image, ((most, most), (most, most), (0, 0)), mode="edge")
         shifted = padded[down : down + side, right : right + side]
-        return shifted[:, ::-1] if random.random() < 0.5 else shifted
+        mirrored = random.random() < 0.5 and not NAMES_A_SIDE.search(self.texts[self._place(number)])
+        return shifted[:, ::-1] if mirrored else shifted
 
 
 @functools.lru_cache(maxsize=2)

@@ -29,7 +29,10 @@ class Pipeline:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Images [n, H, W, 3] uint8, network evaluations an image, and seconds an image (encoders included)."""
+    """Images [n, H, W, 3] uint8, network evaluations an image, and seconds an image.
+
+    Seconds hold everything from prompt to pixels; a prompt that this process has encoded before costs no text encoder.
+    """
 
     images: np.ndarray
     evaluations: int

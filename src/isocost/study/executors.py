@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
@@ -43,10 +44,12 @@ def run_tasks(
         IsocostError: workers keep dying.
     """
     if workers <= 1 or len(tasks) <= 1:
-        for place, task in enumerate(tasks):
-            result = function(*task)
-            if on_done:
-                on_done(place, result)
+        # One thread here too: a task's bits must not depend on whether it had a process of its own.
+        with one_thread():
+            for place, task in enumerate(tasks):
+                result = function(*task)
+                if on_done:
+                    on_done(place, result)
         return
     remaining = dict(enumerate(tasks))
     deaths = 0
@@ -85,8 +88,25 @@ def _run_pool(
                     on_done(place, result)
             if on_wait:
                 on_wait()
+    except BaseException:
+        for worker in multiprocessing.active_children():
+            worker.terminate()  # training saves its state on SIGTERM
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Run with one torch thread, as workers do."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _start_worker() -> None:

@@ -14,6 +14,7 @@ from isocost.encoders.text import load_text_encoder
 from isocost.errors import SpecError, StoreError
 from isocost.models.cost import forward_flops, parameters, training_flops
 from isocost.specs import NoiseSchedule, TrainSpec
+from isocost.study import run
 from isocost.study.checkpoints import Found
 
 LICENCES = {
@@ -32,8 +33,8 @@ def export(found: Found, folder: Path) -> Path:
         SpecError: the folder exists and is not empty.
         StoreError: it cannot be written.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise SpecError(f"{folder}: not empty. Choose another folder, so that nothing is overwritten.")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise SpecError(f"{folder}: a file, or not empty. Choose another folder, so that nothing is overwritten.")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
@@ -154,23 +155,21 @@ def _guidance_note(spec: TrainSpec) -> str:
 
 
 def _scores(found: Found) -> str:
-    """The checkpoint's best cells on the report half, with digests; or that there are none."""
+    """Each metric of the checkpoint's best cell, chosen on the selection half and reported on the other."""
     if found.store is None:
         return "Not scored: exported outside a store."
-    cells = [
-        c for c in found.store.expansion()["cells"] if c["checkpoint"] == found.checkpoint.ref("ema").content_digest
-    ]
-    index = found.store.index()
-    if not cells or index.empty:
+    try:
+        table = run.table(found.store)
+    except StoreError:
         return "Not scored yet."
-    keys = {cell["sample_key"]: cell for cell in cells}
-    rows = index[index["sample_key"].isin(keys) & (index["split"] == "report") & ~index["metric"].str.contains("/")]
+    digest = found.checkpoint.ref("ema").content_digest
+    rows = table[(table["checkpoint"] == digest) & ~table["metric"].str.contains("/")]
     lines = ["| metric | value | stderr | n | plan | sample key |", "|---|---|---|---|---|---|"]
     for metric, scores in rows.groupby("metric"):
-        better = scores["higher_is_better"].iloc[0]
-        best = scores.sort_values("value", ascending=not better).iloc[0]
-        cell = keys[best["sample_key"]]
-        plan = f"{cell['sampler']}, {cell['steps']} steps, guidance {cell['guidance_scale']:g}"
-        name, key = f"{metric}[{best['extractor']}]", best["sample_key"][:16]
-        lines.append(f"| {name} | {best['value']:.4g} | {best['stderr']:.2g} | {best['n']} | {plan} | `{key}` |")
+        halves = {split: scores[scores["split"] == split].set_index("sample_key") for split in ("selection", "report")}
+        ascending = not scores["higher_is_better"].iloc[0]
+        key = halves["selection"]["value"].sort_values(ascending=ascending).index[0]
+        best = halves["report"].loc[[key]].iloc[0]
+        plan = f"{best['sampler']}, {best['steps']} steps, guidance {best['guidance_scale']:g}"
+        lines.append(f"| {metric} | {best['value']:.4g} | {best['stderr']:.2g} | {best['n']} | {plan} | `{key[:16]}` |")
     return "\n".join(lines)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from isocost.diffusion.noise import NOISE_VERSION
 from isocost.specs import (
     CheckpointRef,
     DataSpec,
@@ -100,7 +101,11 @@ def expand(
         for checkpoint, grid, curve in wanted:
             for plan in plans(grid, checkpoint, study):
                 key = SampleKey(
-                    plan=plan, promptset=promptset, latent_shape=run.spec.data.latent_shape, engine=study.engine
+                    plan=plan,
+                    promptset=promptset,
+                    latent_shape=run.spec.data.latent_shape,
+                    noise_version=NOISE_VERSION,
+                    engine=study.engine,
                 )
                 cell = Cell(run.model, run.seed, run.spec.digest, checkpoint, curve, key)
                 cells.setdefault((key.digest, curve), cell)

@@ -44,14 +44,14 @@ def chunks_needed(images: int, engine: EngineSpec) -> int:
     return -(-images // engine.batch)
 
 
-def missing_chunks(cells: Iterable[Cell], store: Store, images: int) -> list[tuple[Cell, int]]:
-    """Chunks that the store lacks, the costliest first: the last to finish is then a short one."""
+def missing_chunks(cells: Iterable[Cell], store: Store, images: int, tensors: Sequence[str]) -> list[tuple[Cell, int]]:
+    """Chunks that the store lacks, or that lack one of `tensors`; the costliest first, so that the end is even."""
     keyed = {cell.key.digest: cell for cell in cells}
     missing = [
         (cell, index)
         for digest, cell in keyed.items()
         for index in range(chunks_needed(images, cell.key.engine))
-        if not store.has_chunk(digest, index)
+        if not store.has_chunk(digest, index, tensors)
     ]
     return sorted(missing, key=lambda item: -(item[0].model.width ** 2) * item[0].plan.steps * (item[0].guided + 1))
 
@@ -82,7 +82,10 @@ def make_chunks(
     """
     for cell in cells:
         store.write_sample_key(cell.key)
-    missing = missing_chunks(cells, store, images)
+    wanted = [f"features/{feature_name(_clip(refs.extractor))}"]
+    wanted += [f"features/{feature_name(_classifier(refs.classifier))}"] if accuracy else []
+    wanted += ["images"] if keep_images else []
+    missing = missing_chunks(cells, store, images, wanted)
     texts = functools.cache(lambda index, batch: chunk_prompts(prompts, index, batch))
     tasks = [
         (

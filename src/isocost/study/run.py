@@ -6,9 +6,10 @@ running it again after any interruption goes on where it stopped.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,15 @@ from isocost.data.prompts import VALIDATION_SEED, PromptList, prompt_list
 from isocost.diffusion.samplers import SAMPLERS, planned_evaluations
 from isocost.diffusion.schedule import timestep_pairs
 from isocost.encoders.autoencoder import load_autoencoder
+from isocost.encoders.precompute import LatentShards
 from isocost.encoders.text import load_text_encoder
 from isocost.errors import SpecError, StoreError, lookup
 from isocost.models.cost import autoencoder_flops, forward_flops, image_cost, norm_cost, paper_cost, parameters
 from isocost.models.cost import training_flops as training_flops_an_image
 from isocost.models.ladder import LADDERS
+from isocost.scoring.extractors import Projected, clip_features
 from isocost.scoring.metrics import chance_levels, compute, label
-from isocost.specs import CheckpointRef, ModelSpec, StudySpec
+from isocost.specs import CheckpointRef, Guidance, ModelSpec, StudySpec, digest_of
 from isocost.study import grid
 from isocost.study.artifacts import (
     EncoderRefs,
@@ -40,7 +43,7 @@ from isocost.study.artifacts import (
     silent,
     train_runs,
 )
-from isocost.study.executors import default_workers
+from isocost.study.executors import default_workers, one_thread
 from isocost.study.grid import Cell, Run
 from isocost.study.images import ChunkTask, chunk_prompts, make_chunk, make_chunks
 from isocost.study.scores import Judge, score_cells
@@ -57,10 +60,10 @@ def check(study: StudySpec) -> None:
     for model in study.members:
         parameters(model)
     for cells in (study.grid, *study.extra_grids, *([study.curve] if study.curve else [])):
-        for sampler in cells.samplers:
+        for sampler, steps in itertools.product(cells.samplers, cells.steps):
             lookup(SAMPLERS, sampler, "sampler")
-        for steps in cells.steps:
-            timestep_pairs(study.train.schedule, steps, cells.spacing)
+            pairs = timestep_pairs(study.train.schedule, steps, cells.spacing)
+            planned_evaluations(sampler, pairs, Guidance(), study.train.schedule)
         if study.train.caption_dropout == 0 and any(scale != 1 for scale in cells.guidance):
             raise SpecError(
                 "guidance scales other than 1 need train.caption_dropout > 0, or the empty prompt is never trained: "
@@ -69,6 +72,19 @@ def check(study: StudySpec) -> None:
     names = [model.name for model in study.members]
     if len(set(names)) != len(names):
         raise SpecError(f"members: {', '.join(names)}: every member needs its own width.")
+    if study.data.kind == "images" and not study.data.val:
+        raise SpecError("data.val: name the held-out images; scores are against them.")
+    prompts = prompt_list(study.evaluation.prompts, study.data)
+    if "accuracy" in study.evaluation.metrics and not prompts.at(0)[0].attributes:
+        raise SpecError(
+            f"evaluation.metrics: nothing says what images of '{study.evaluation.prompts}' must show, so 'accuracy' "
+            "cannot be judged: leave it out, or use prompts 'scenes-val'."
+        )
+    strip_prompts(study)
+    if study.evaluation.extractor != "own":
+        clip = clip_features(study.evaluation.extractor)
+        if study.evaluation.fd_dims:
+            Projected(clip, study.evaluation.fd_dims)
     if study.evaluation.select_by not in study.evaluation.metrics:
         raise SpecError(f"evaluation.select_by '{study.evaluation.select_by}' is not among evaluation.metrics.")
 
@@ -94,13 +110,17 @@ def train(study: StudySpec, store: Store, workers: int | None = None, progress: 
     keep_freed_memory()
     check(study)
     prompts = prompt_list(study.evaluation.prompts, study.data)
+    if store.study_file.is_file() and store.study().digest != study.digest:
+        store.write_expansion(runs=[], cells=[], scores=[])  # another study's; its chunks and scores stay
     store.write_study(study)
     workers = workers or default_workers()
-    refs = encoder_refs(study, store, workers, progress)
-    data = encoded_data(study, store, refs, workers, progress)
-    runs = grid.runs(study, data.spec)
-    store.write_expansion(runs=[grid.run_columns(run) for run in runs])
-    train_runs(runs, store, data, workers, progress)
+    with one_thread():
+        refs = encoder_refs(study, store, workers, progress)
+        data = encoded_data(study, store, refs, workers, progress)
+        runs = grid.runs(study, data.spec)
+        place = {"data": data.folder.name, **asdict(refs)}
+        store.write_expansion(runs=[grid.run_columns(run) for run in runs], places=[store.inside(place)])
+        train_runs(runs, store, data, workers, progress)
     return _trained(study, store, refs, runs, prompts)
 
 
@@ -114,51 +134,56 @@ def _trained(study: StudySpec, store: Store, refs: EncoderRefs, runs: Sequence[R
 def sweep(study: StudySpec, store: Store, workers: int | None = None, progress: Progress = silent) -> pd.DataFrame:
     """Train, sample and score what is missing; the results table of `table`."""
     trained = train(study, store, workers, progress)
-    write_expansion(trained)
-    clip, classifier = extractors_of(study, trained.refs)
     cells = trained.cells
-    make_chunks(
-        cells,
-        trained.folders,
-        store,
-        trained.refs,
-        trained.prompts,
-        study.evaluation.images,
-        workers=workers or default_workers(),
-        accuracy=classifier is not None,
-        keep_images=study.evaluation.keep_images,
-        progress=progress,
-    )
-    digest, features = reference_features(study, store, clip)
-    judge = Judge.build(study.evaluation, clip, classifier, digest, features, trained.prompts)
-    score_cells(cells, store, judge, progress)
-    write_baselines(trained, judge)
+    with one_thread():
+        clip, classifier = extractors_of(study, trained.refs)
+        digest, features = reference_features(study, store, clip)
+        judge = Judge.build(study.evaluation, clip, classifier, digest, features, trained.prompts)
+        write_expansion(trained, judge)
+        make_chunks(
+            cells,
+            trained.folders,
+            store,
+            trained.refs,
+            trained.prompts,
+            study.evaluation.images,
+            workers=workers or default_workers(),
+            accuracy=classifier is not None,
+            keep_images=study.evaluation.keep_images,
+            progress=progress,
+        )
+        score_cells(cells, store, judge, progress)
+        write_baselines(trained, judge)
     return table(store)
 
 
 def opened(store: Store) -> Trained:
-    """The trained study of a store, without training anything.
+    """The trained study of a store, from what lies in the store alone: nothing is trained, no source is read.
 
     Raises:
         StoreError: no study there, or its training is not finished.
     """
     study = store.study()
-    runs = store.expansion()["runs"]
-    unfinished = [run["member"] for run in runs if store.images_seen(run["digest"]) < run["images"]]
-    if unfinished or not runs:
+    expansion = store.expansion()
+    unfinished = [run["member"] for run in expansion["runs"] if store.images_seen(run["digest"]) < run["images"]]
+    if unfinished or not expansion["places"]:
         missing = ", ".join(unfinished) or "none of the members"
         raise StoreError(f"{store.path}: training is not finished ({missing}). Run `isocost sweep` again to go on.")
-    return train(study, store, workers=1)
+    place = {name: store.resolve(reference) for name, reference in expansion["places"][0].items()}
+    data = LatentShards(store.path / "data" / Path(place.pop("data")).name)
+    prompts = prompt_list(study.evaluation.prompts, study.data)
+    return _trained(study, store, EncoderRefs(**place), grid.runs(study, data.spec), prompts)
 
 
 # --- what a study expands to, and its table ---
 
 
-def write_expansion(trained: Trained) -> None:
-    """Keep what the study expands to beside it: `status` and `table` then need neither torch nor the encoders."""
+def write_expansion(trained: Trained, judge: Judge) -> None:
+    """Keep what the study expands to beside it: `status` and `table` then need neither networks nor sources."""
     costs = CellCosts(trained)
     cells = [grid.columns(cell) | costs.of(cell) for cell in trained.cells]
-    trained.store.write_expansion(cells=cells)
+    scores = [spec.model_dump(mode="json") for spec in judge.all_specs()]
+    trained.store.write_expansion(cells=cells, scores=scores)
 
 
 class CellCosts:
@@ -214,8 +239,10 @@ def table(store: Store) -> pd.DataFrame:
     Raises:
         StoreError: no study in the store, or nothing scored yet.
     """
-    cells = pd.DataFrame(store.expansion()["cells"])
-    scores = store.index()
+    store.study()
+    expansion = store.expansion()
+    cells = pd.DataFrame(expansion["cells"])
+    scores = _current(store.index(), expansion["scores"])
     if cells.empty or scores.empty:
         raise StoreError(f"{store.path}: no scores yet. `isocost sweep` goes on from what is there.")
     frame = cells.merge(scores, on="sample_key", how="inner")
@@ -228,6 +255,17 @@ def table(store: Store) -> pd.DataFrame:
     return frame.assign(metric=names, seconds_per_image=frame["sample_key"].map(seconds))
 
 
+def _current(scores: pd.DataFrame, specs: list[dict[str, Any]]) -> pd.DataFrame:
+    """Scores of the study's own ScoreSpecs: a store may hold older ones, by other references or extractors."""
+    if scores.empty or not specs:
+        return scores.iloc[:0]
+    wanted = pd.DataFrame(specs)[["metric", "extractor", "reference", "split", "n"]]
+    wanted = wanted.rename(columns={"metric": "family", "n": "images"}).fillna({"reference": ""})
+    named = scores.assign(family=scores["metric"].str.partition("/")[0], known=scores["reference"].fillna(""))
+    keys = ["family", "extractor", "known", "split", "images"]
+    return named.merge(wanted.rename(columns={"reference": "known"}), on=keys).drop(columns=["family", "known"])
+
+
 # --- pictures ---
 
 
@@ -236,7 +274,7 @@ def strip(trained: Trained, cell: Cell, prompts: PromptList, count: int) -> np.n
     engine = cell.key.engine.model_copy(update={"batch": count})
     key = cell.key.model_copy(update={"promptset": prompts.promptset, "engine": engine})
     store = trained.store
-    if not store.has_chunk(key.digest, 0):
+    if not store.has_chunk(key.digest, 0, ["images"]):
         store.write_sample_key(key)
         make_chunk(
             ChunkTask(
@@ -266,14 +304,16 @@ def strip_prompts(study: StudySpec) -> PromptList:
 
 def write_baselines(trained: Trained, judge: Judge) -> None:
     """Chance level, ceiling after the autoencoder and level of real images, for the report's tables."""
-    if judge.classifier is None or trained.study.data.kind != "scenes":
+    if judge.classifier is None or trained.study.evaluation.prompts != "scenes-val":
         return
     path = trained.store.path / "baselines.json"
-    if path.is_file():
-        return
     source = trained.study.data
-    images = scenes.draw(VALIDATION_SEED, range(len(judge.wanted)), source.resolution, source.scenes)
     autoencoder = load_autoencoder(trained.refs.autoencoder)
+    prompts = trained.prompts.promptset.canonical()
+    inputs = digest_of([prompts, len(judge.wanted), source.resolution, judge.classifier.digest, autoencoder.digest])
+    if path.is_file() and json.loads(path.read_text())["inputs"] == inputs:
+        return
+    images = scenes.draw(VALIDATION_SEED, range(len(judge.wanted)), source.resolution, source.scenes)
     rebuilt = autoencoder.decode(autoencoder.encode(images))
     attributes = judge.classifier.attributes
     accuracies = {
@@ -288,4 +328,4 @@ def write_baselines(trained: Trained, judge: Judge) -> None:
         metric: {"chance": chance[metric].majority, **{name: found[metric].value for name, found in accuracies.items()}}
         for metric in accuracies["real"]
     }
-    write_atomically(path, json.dumps(baselines, indent=1).encode())
+    write_atomically(path, json.dumps({"inputs": inputs, "levels": baselines}, indent=1).encode())

@@ -68,6 +68,10 @@ class Judge:
         """Places of a split, in order."""
         return np.flatnonzero((self.halves == split) | (split == "all"))
 
+    def all_specs(self) -> list[ScoreSpec]:
+        """Every ScoreSpec that a cell is to have."""
+        return [spec for split in SPLITS for spec in self.specs(split).values()]
+
     def specs(self, split: Split) -> dict[str, ScoreSpec]:
         """The ScoreSpec of every metric that is asked for, on one split."""
         return {metric: self._spec(metric, split) for metric in self.evaluation.metrics}
@@ -113,7 +117,7 @@ def _informative(wanted: Sequence[Mapping[str, str | int]]) -> tuple[dict[str, s
 
 def score_cells(cells: Sequence[Cell], store: Store, judge: Judge, progress: Progress = silent) -> None:
     """Score every cell that lacks a score. Cells that are there are left alone."""
-    scored = {path.stem for path in (store.path / "cells").glob("*/*.json")}
+    scored = store.score_keys()
     keys = list(dict.fromkeys(cell.key.digest for cell in cells))
     chunks = chunks_needed(judge.evaluation.images, cells[0].key.engine) if cells else 0
     for done, key in enumerate(keys, 1):

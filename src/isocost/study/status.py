@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from isocost.specs import ScoreSpec
 from isocost.study.store import Store
 
 
@@ -22,7 +23,7 @@ class Status:
 
     @property
     def finished(self) -> bool:
-        return self.cells is not None and self.scored == self.cells
+        return self.cells is not None and self.scored == self.cells and self.chunks_done == self.chunks_wanted
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self) | {"finished": self.finished}
@@ -35,6 +36,8 @@ def status(store: Store) -> Status:
     members = tuple({**run, "images_seen": store.images_seen(run["digest"])} for run in expansion["runs"])
     keys = {cell["sample_key"] for cell in expansion["cells"]}
     chunks = -(-study.evaluation.images // study.engine.batch)
+    specs = [ScoreSpec.model_validate(spec) for spec in expansion["scores"]]
+    there = store.score_keys()
     done = {key: store.count_chunks(key) for key in keys}
     return Status(
         store=str(store.path),
@@ -43,5 +46,5 @@ def status(store: Store) -> Status:
         cells=len(keys) or None,
         chunks_done=sum(min(count, chunks) for count in done.values()),
         chunks_wanted=chunks * len(keys) if keys else None,
-        scored=len(keys & store.scored_sample_keys()),
+        scored=sum(all(Store.score_key(key, spec) in there for spec in specs) for key in keys) if specs else 0,
     )

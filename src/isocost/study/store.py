@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,20 +81,34 @@ class Store:
 
     def locator(self) -> dict[str, str]:
         """Content digest -> reference of an encoder (a shipped name, a hub id, or a path)."""
-        path = self.path / "locator.json"
-        return json.loads(path.read_text()) if path.is_file() else {}
+        known = json.loads(self._locator_file.read_text()) if self._locator_file.is_file() else {}
+        return {digest: self.resolve(where) for digest, where in known.items()}
 
     def locate(self, references: dict[str, str]) -> None:
-        """Remember where artifacts of given digests lie."""
-        known = self.locator()
+        """Remember where encoders of given digests lie; those in the store by their place in it: a store can move."""
+        references = self.inside(references)
+        known = json.loads(self._locator_file.read_text()) if self._locator_file.is_file() else {}
         if any(known.get(digest) != where for digest, where in references.items()):
             text = json.dumps(known | references, indent=1, sort_keys=True)
-            write_atomically(self.path / "locator.json", text.encode())
+            write_atomically(self._locator_file, text.encode())
+
+    @property
+    def _locator_file(self) -> Path:
+        return self.path / "locator.json"
+
+    def inside(self, references: dict[str, str]) -> dict[str, str]:
+        """The same references, those in the store as paths from it."""
+        return {name: where.removeprefix(str(self.path) + os.sep) for name, where in references.items()}
+
+    def resolve(self, reference: str) -> str:
+        """A reference as the locator keeps it, as one that can be loaded from here."""
+        return str(self.path / reference) if (self.path / reference).is_dir() else reference
 
     def expansion(self) -> dict[str, list[dict[str, Any]]]:
-        """What the study expands to: `runs` (member, seed, digest, images) and `cells` (what each is and costs)."""
+        """What the study expands to: `runs` (member, seed, digest, images), `cells` (what each is and costs), `scores`
+        (the ScoreSpecs that every cell is to have) and `places` (where data and encoders lie; one dict)."""
         path = self.path / "expansion.json"
-        known = {"runs": [], "cells": []}
+        known = {"runs": [], "cells": [], "scores": [], "places": []}
         return known | json.loads(path.read_text()) if path.is_file() else known
 
     def write_expansion(self, **parts: list[dict[str, Any]]) -> None:
@@ -122,15 +136,26 @@ class Store:
         if not path.is_file():
             write_atomically(path, key.to_yaml().encode())
 
-    def has_chunk(self, sample_key: str, index: int) -> bool:
-        return self.chunk_path(sample_key, index).is_file()
+    def has_chunk(self, sample_key: str, index: int, tensors: Iterable[str] = ()) -> bool:
+        """Whether a chunk is there, with these tensors (`images`, `features/NAME`) in it."""
+        path = self.chunk_path(sample_key, index)
+        return path.is_file() and set(tensors) <= set(_header(path))
+
+    def holds_features(self, chunk: Path) -> bool:
+        """Whether a chunk belongs to a scored cell (image strips keep images only)."""
+        return any(name.startswith("features/") for name in _header(chunk))
 
     def count_chunks(self, sample_key: str) -> int:
         return sum(1 for _ in self.chunk_path(sample_key, 0).parent.glob("*.safetensors"))
 
     def write_chunk(self, sample_key: str, index: int, chunk: StoredChunk) -> None:
+        """Store a chunk. Features and images that one of the same place already has are kept beside the new."""
         from safetensors.numpy import save
 
+        if self.has_chunk(sample_key, index):
+            before = self.read_chunk(sample_key, index)
+            images = before.images if chunk.images is None else chunk.images
+            chunk = replace(chunk, features=before.features | chunk.features, images=images)
         tensors = {f"features/{name}": values.astype(np.float16) for name, values in chunk.features.items()}
         if chunk.images is not None:
             tensors["images"] = chunk.images
@@ -156,7 +181,7 @@ class Store:
     def chunk_costs(self, sample_key: str) -> list[tuple[int, float]]:
         """(evaluations, seconds) an image of every chunk of a cell, from the headers alone."""
         paths = sorted(self.chunk_path(sample_key, 0).parent.glob("*.safetensors"))
-        metas = [_metadata(path) for path in paths]
+        metas = [_header(path)["__metadata__"] for path in paths]
         return [(int(meta["evaluations"]), float(meta["seconds"])) for meta in metas]
 
     # --- scores ------------------------------------------------------------------------------------------
@@ -219,23 +244,21 @@ class Store:
             write_atomically(stamp_path, json.dumps(stamp).encode())
         return frame
 
-    def scored_sample_keys(self) -> set[str]:
-        """Cells that have a score."""
-        frame = self.index()
-        return set(frame["sample_key"]) if len(frame) else set()
+    def score_keys(self) -> set[str]:
+        """Keys of all scores that are there, by file name."""
+        return {path.stem for path in (self.path / "cells").glob("*/*.json")}
 
     def _stamp(self) -> dict[str, float]:
         times = [path.stat().st_mtime_ns for path in (self.path / "cells").glob("*/*.json")]
         return {"cells": len(times), "newest": max(times, default=0)}
 
 
-def _metadata(path: Path) -> dict[str, str]:
-    """The metadata in a safetensors header (8 bytes of length, then JSON), without its tensors."""
+def _header(path: Path) -> dict[str, Any]:
+    """A safetensors header (8 bytes of length, then JSON): tensor names, and `__metadata__`."""
     try:
         with path.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            return json.loads(file.read(size))["__metadata__"]
-    except (OSError, ValueError, KeyError) as error:
+            return json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: corrupt chunk ({error}). Delete this file and run the sweep again.") from None
 
 
@@ -248,6 +271,7 @@ def _row(key: str, score: Score) -> dict[str, Any]:
         "extractor": spec.extractor,
         "reference": spec.reference,
         "split": spec.split,
+        "images": spec.n,
         "value": score.value,
         "stderr": score.stderr,
         "bias": score.bias,

@@ -4,6 +4,7 @@ copies what is missing, or removes what nothing refers to."""
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -60,7 +61,7 @@ def prune(store: Store, dry_run: bool = False) -> dict[str, Any]:
     wanted = {cell["sample_key"] for cell in store.expansion()["cells"]}
     if not wanted:
         raise StoreError(f"{store.path}: the study's cells are not known yet; nothing can be pruned.")
-    leftovers = [path for path in store.path.rglob(".*") if path.is_file() and not path.name.startswith(".lock")]
+    leftovers = [path for path in store.path.rglob(".*.tmp-*") if not _is_being_written(path)]
     doomed = leftovers + [path for path, key in _owned(store) if key not in wanted]
     if not dry_run:
         for path in doomed:
@@ -75,8 +76,19 @@ def _owned(store: Store) -> Iterator[tuple[Path, str]]:
         yield path, score.sample_key
         yield path.with_suffix(".npy"), score.sample_key
     for path in (store.path / "chunks").glob("*/*/*.safetensors"):
-        if store.read_chunk(path.parent.name, int(path.stem)).features:
+        if store.holds_features(path):
             yield path, path.parent.name
+
+
+def _is_being_written(temporary: Path) -> bool:
+    """Whether the process that a temporary file is named after still lives (on this machine)."""
+    try:
+        os.kill(int(temporary.name.rpartition("-")[2]), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def compact(store: Store) -> dict[str, Any]:
@@ -137,5 +149,7 @@ def _files(store: Store) -> Iterable[Path]:
     return (
         path
         for path in sorted(store.path.rglob("*"))
-        if path.is_file() and path.name not in DERIVED and not any(part.startswith(".") for part in path.parts[-2:])
+        if path.is_file()
+        and path.name not in DERIVED
+        and not any(part.startswith(".") for part in path.relative_to(store.path).parts)
     )

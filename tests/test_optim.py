@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import torch
+
+from isocost.optim import MuonAdamW, orthogonalised
+
+
+def test_orthogonalised_has_singular_values_near_one():
+    torch.manual_seed(0)
+    for shape in ((6, 20), (20, 6), (8, 8)):
+        values = torch.linalg.svdvals(orthogonalised(torch.randn(shape)))
+        assert values.min() > 0.3 and values.max() < 1.3
+
+
+def test_without_matrices_it_is_adamw():
+    torch.manual_seed(0)
+    ours, theirs = (torch.nn.Parameter(torch.ones(5)) for _ in range(2))
+    settings = {"lr": 0.1, "betas": (0.9, 0.99), "weight_decay": 0.01}
+    a = MuonAdamW([], [ours], muon_lr=0.02, **settings)
+    b = torch.optim.AdamW([theirs], **settings)
+    for step in range(5):
+        for weight, optimizer in ((ours, a), (theirs, b)):
+            weight.grad = torch.arange(5.0) - step
+            optimizer.step()
+    assert torch.equal(ours, theirs)
+
+
+def test_a_matrix_moves_by_the_orthogonalised_momentum():
+    torch.manual_seed(0)
+    start = torch.randn(4, 3, 2)
+    weight = torch.nn.Parameter(start.clone())
+    optimizer = MuonAdamW([weight], [torch.nn.Parameter(torch.zeros(1))], muon_lr=0.5, lr=0.1)
+    weight.grad = torch.randn(4, 3, 2)
+    optimizer.step()
+    expected = start - 0.5 * orthogonalised(1.95 * weight.grad.flatten(1)).view_as(start)
+    torch.testing.assert_close(weight.detach(), expected)
