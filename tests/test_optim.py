@@ -5,11 +5,15 @@ import torch
 from isocost.optim import MuonAdamW, orthogonalised
 
 
-def test_orthogonalised_has_singular_values_near_one():
-    torch.manual_seed(0)
-    for shape in ((6, 20), (20, 6), (8, 8)):
-        values = torch.linalg.svdvals(orthogonalised(torch.randn(shape)))
+def test_orthogonalised_brings_singular_values_near_one():
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((8, 72), (72, 8), (16, 16)):
+        matrix = torch.randn(shape, generator=generator)
+        left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+        result = orthogonalised(matrix)
+        values = torch.linalg.svdvals(result)
         assert values.min() > 0.3 and values.max() < 1.3
+        assert (left.T @ result @ right.T).diagonal().min() > 0.3  # same singular directions
 
 
 def test_without_matrices_it_is_adamw():

@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from isocost.errors import DataError, SpecError, TrainingError
-from isocost.specs import Ema, LrSchedule, ModelSpec, NoiseSchedule
+from isocost.specs import Ema, LrSchedule, ModelSpec, NoiseSchedule, Optimizer
 from isocost.training import loop, state
 from isocost.training.loop import batches, learning_rate, train
 from isocost.training.state import Checkpoint, read_log
@@ -58,6 +59,17 @@ def test_a_stopped_and_resumed_run_is_the_same_run(data, make_spec, whole, tmp_p
     final = train(make_spec(data), data, tmp_path, save_every_images=24)
     assert contents(final) == contents(whole / "checkpoints" / "000000096")
     assert log(tmp_path) == log(whole) and len(log(whole)) == 12
+
+
+def test_muon_resumes_to_the_same_bits_too(data, make_spec, tmp_path):
+    spec = make_spec(data, optimizer=Optimizer(kind="muon", lr=3e-3))
+    final = train(spec, data, tmp_path / "whole")
+    with pytest.raises(SystemExit):
+        train(spec, data, tmp_path / "stopped", progress=stop_at(40))
+    assert contents(train(spec, data, tmp_path / "stopped")) == contents(final)
+    kept = load_file(final / "optimizer.safetensors")
+    assert {name.rpartition(".")[2] for name in kept} == {"momentum", "step", "exp_avg", "exp_avg_sq"}
+    assert "conv_in.weight.exp_avg" in kept and "mid_block.resnets.0.conv1.weight.momentum" in kept
 
 
 def test_calling_again_after_the_end_changes_nothing(data, make_spec, whole):

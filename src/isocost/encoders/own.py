@@ -118,7 +118,7 @@ def _clip(
 
 @dataclass(frozen=True)
 class _Augmented:
-    """Training images and captions by number, without end: shuffled each epoch, shifted a little, half of them mirrored.
+    """Training images and captions by number, without end: shuffled each epoch, shifted a little, half mirrored.
 
     An image whose caption names a side is never mirrored.
 

@@ -49,7 +49,7 @@ def write(store: Store, folder: Path, metric: str | None = None) -> Path:
 def read_baselines(store: Store) -> dict[str, dict[str, float]]:
     """Attribute -> chance, ceiling and real-image accuracy, where the study measured them."""
     path = store.path / "baselines.json"
-    measured = json.loads(path.read_text())["levels"] if path.is_file() else {}
+    measured = json.loads(path.read_text()).get("levels", {}) if path.is_file() else {}
     return {attribute_name(metric): levels for metric, levels in measured.items()}
 
 

@@ -159,7 +159,7 @@ def _scores(found: Found) -> str:
     if found.store is None:
         return "Not scored: exported outside a store."
     try:
-        table = run.table(found.store)
+        table: Any = run.table(found.store)
     except StoreError:
         return "Not scored yet."
     digest = found.checkpoint.ref("ema").content_digest

@@ -245,7 +245,7 @@ def table(store: Store) -> pd.DataFrame:
     scores = _current(store.index(), expansion["scores"])
     if cells.empty or scores.empty:
         raise StoreError(f"{store.path}: no scores yet. `isocost sweep` goes on from what is there.")
-    frame = cells.merge(scores, on="sample_key", how="inner")
+    frame: Any = cells.merge(scores, on="sample_key", how="inner")
     keys = frame["sample_key"].unique()
     seconds = pd.Series({key: np.median([s for _, s in store.chunk_costs(key)]) for key in keys}, dtype=float)
     frame["plug_in"] = frame["value"]
@@ -259,7 +259,7 @@ def _current(scores: pd.DataFrame, specs: list[dict[str, Any]]) -> pd.DataFrame:
     """Scores of the study's own ScoreSpecs: a store may hold older ones, by other references or extractors."""
     if scores.empty or not specs:
         return scores.iloc[:0]
-    wanted = pd.DataFrame(specs)[["metric", "extractor", "reference", "split", "n"]]
+    wanted: Any = pd.DataFrame(specs)[["metric", "extractor", "reference", "split", "n"]]
     wanted = wanted.rename(columns={"metric": "family", "n": "images"}).fillna({"reference": ""})
     named = scores.assign(family=scores["metric"].str.partition("/")[0], known=scores["reference"].fillna(""))
     keys = ["family", "extractor", "known", "split", "images"]
@@ -311,7 +311,7 @@ def write_baselines(trained: Trained, judge: Judge) -> None:
     autoencoder = load_autoencoder(trained.refs.autoencoder)
     prompts = trained.prompts.promptset.canonical()
     inputs = digest_of([prompts, len(judge.wanted), source.resolution, judge.classifier.digest, autoencoder.digest])
-    if path.is_file() and json.loads(path.read_text())["inputs"] == inputs:
+    if path.is_file() and json.loads(path.read_text()).get("inputs") == inputs:
         return
     images = scenes.draw(VALIDATION_SEED, range(len(judge.wanted)), source.resolution, source.scenes)
     rebuilt = autoencoder.decode(autoencoder.encode(images))
