@@ -49,7 +49,7 @@ def command(*examples: str, **options: Any):
 # --- the way through ---
 
 
-@command("isocost quickstart", "isocost quickstart --store /tmp/try --workers 2", "isocost quickstart --json")
+@command("isocost quickstart", "isocost quickstart --store runs/try --workers 2", "isocost quickstart --json")
 def quickstart(*, store: Path = Path("runs/quickstart"), workers: Workers = None, json: Json = False) -> None:
     """Train a small family on procedural scenes, sweep it, answer, and write a report. Minutes on two cores.
 
@@ -277,7 +277,7 @@ def plan(
     _answer(store, budget, unit, metric, json, {}, filters)
 
 
-@command("isocost report runs/quickstart", "isocost report runs/quickstart --out /tmp/page --metric kid")
+@command("isocost report runs/quickstart", "isocost report runs/quickstart --out page --metric kid")
 def report(store: Path, *, out: Path | None = None, metric: str | None = None, json: Json = False) -> None:
     """Write a store's report: one static page with the answer, figures, tables and image strips.
 
