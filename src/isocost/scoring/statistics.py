@@ -139,6 +139,11 @@ class Reference:
         """For each reference image the mean cubic kernel to all the others, [M]; needs `features`."""
         return other_kernel_means(self.require_features())
 
+    def check_dims(self, dims: int) -> None:
+        """Raise a `DataError` unless features of `dims` can be compared with this reference."""
+        if dims != self.dims:
+            raise DataError(f"features have {dims} dims, the reference has {self.dims}: use one extractor for both.")
+
     def require_features(self) -> np.ndarray:
         """The features [M, D], or a `DataError` where only moments were kept."""
         if self.features is None:

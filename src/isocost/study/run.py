@@ -28,8 +28,9 @@ from isocost.errors import SpecError, StoreError, lookup
 from isocost.models.cost import autoencoder_flops, forward_flops, image_cost, norm_cost, paper_cost, parameters
 from isocost.models.cost import training_flops as training_flops_an_image
 from isocost.models.ladder import LADDERS
+from isocost.scoring.agreement import chance_levels
 from isocost.scoring.extractors import Projected, clip_features
-from isocost.scoring.metrics import chance_levels, compute, label
+from isocost.scoring.metrics import compute, label
 from isocost.specs import CheckpointRef, Guidance, ModelSpec, StudySpec, digest_of
 from isocost.study import grid
 from isocost.study.artifacts import (
