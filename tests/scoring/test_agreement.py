@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from tests.scoring.synthetic import ATTRIBUTES, LOGITS, WANTED, one_hot
 
 from isocost.errors import DataError, SpecError
 from isocost.scoring.agreement import caption_accuracy, chance_levels, clip_score
