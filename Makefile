@@ -8,13 +8,14 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH_INDEX ?=
 WORKERS ?= 2
+ORACLES ?= .venv-oracles
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 TORCH = $(shell grep '^torch==' constraints.txt)
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help install quickstart test lint types format clean
+.PHONY: help install quickstart test lint types format oracles clean
 
 help:
 	@echo "make install      create $(VENV) with the pinned dependencies"
@@ -22,6 +23,7 @@ help:
 	@echo "make test         lint, formatting, types and all tests (WORKERS=$(WORKERS))"
 	@echo "make lint types   those checks alone"
 	@echo "make format       rewrite the sources to the house style"
+	@echo "make oracles      compare scores with pytorch-fid, torch-fidelity, torchmetrics and others, in $(ORACLES)"
 	@echo "make clean        remove $(VENV) and caches; runs/ stays"
 
 install: $(STAMP)
@@ -54,6 +56,11 @@ format: $(STAMP)
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
+# The libraries that our scores are compared with live in an environment of their own, on top of $(VENV).
+oracles: $(STAMP)
+	@$(BIN)/python scripts/oracles.py $(ORACLES)
+	@OMP_NUM_THREADS=1 $(ORACLES)/bin/python -m pytest -q tests/oracles
+
 clean:
-	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(ORACLES) dist build .pytest_cache .ruff_cache .hypothesis
 	find src tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -29,7 +29,8 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from isocost.allocator import keep_freed_memory
-from isocost.encoders.precompute import LatentShards, precompute
+from isocost.encoders.latents import LatentShards
+from isocost.encoders.precompute import precompute
 from isocost.environment import environment
 from isocost.models.ladder import ladder
 from isocost.specs import DataSource, TrainSpec

@@ -20,8 +20,9 @@ PACKAGE = ROOT / "src" / "isocost"
 
 # From the bottom up. A module may import its own package and the rows above its own; what shares a row stays apart.
 LAYERS = (
-    ("errors", "allocator", "files", "optim"),
-    ("specs", "environment"),
+    ("errors",),
+    ("allocator", "files", "optim", "processes"),
+    ("specs", "environment", "runlog"),
     ("models", "diffusion"),
     ("data",),
     ("encoders",),

@@ -28,9 +28,9 @@ def fails(capsys, *arguments: str) -> tuple[int, str]:
 def test_every_command_of_the_house_has_help_with_examples():
     shown = run("--help").stdout
     commands = ["quickstart", "ladder", "train", "sample", "sweep", "status", "plan", "report", "export", "env"]
-    for command in [*commands, "check", "recipe", "store"]:
+    for command in [*commands, "check", "score", "reference", "recipe", "store"]:
         assert command in shown
-        assert command in ("recipe", "store") or "Examples:" in run(command, "--help").stdout
+        assert command in ("reference", "recipe", "store") or "Examples:" in run(command, "--help").stdout
 
 
 def test_help_imports_nothing_heavy():
@@ -88,6 +88,17 @@ def test_env_and_check_as_json(capsys):
     rows = json.loads(capsys.readouterr().out)
     assert all(row["found"] for row in rows if row["name"].startswith("scenes-"))
     assert all(row["found"] or row["what to do"] for row in rows)
+
+
+def test_check_says_what_would_provide_what_is_missing(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.delenv("ISOCOST_WEIGHTS", raising=False)
+    main(["check"])
+    lines = capsys.readouterr().out.splitlines()
+    (command,) = (line for line in lines if line.endswith("# fid-tf, fid-clean"))
+    assert command.strip().startswith("curl -L --create-dirs -o ~/.cache/isocost/weights/pt_inception-2015-12-05")
+    assert not any(str(tmp_path) in line for line in lines)
 
 
 def test_app_has_no_command_without_a_docstring():

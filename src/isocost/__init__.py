@@ -8,16 +8,19 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from isocost.api import (
+        build_reference,
         check,
         env,
         export,
         ladder,
+        load_reference,
         load_study,
         plan,
         quickstart,
         recipe,
         report,
         sample,
+        score,
         status,
         sweep,
         table,
@@ -25,16 +28,19 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "build_reference",
     "check",
     "env",
     "export",
     "ladder",
+    "load_reference",
     "load_study",
     "plan",
     "quickstart",
     "recipe",
     "report",
     "sample",
+    "score",
     "status",
     "sweep",
     "table",

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from isocost.analysis.planner import Recommendation
+    from isocost.scoring.references import ReferenceSet
+    from isocost.scoring.results import Scores
     from isocost.study.status import Status
     from isocost.study.store import Store
 
@@ -188,10 +190,8 @@ def plan(
 
     opened = open_store(store)
     limit = Budget.parse({"unit": unit, "limit": budget}, "budget") if budget is not None else None
-    select_by = opened.study().evaluation.select_by
-    return answer(
-        table(store), limit, metric or select_by, influence=opened.influence, filters=filters, select_by=select_by
-    )
+    metric, select_by = _judged_by(opened, metric)
+    return answer(table(store), limit, metric, influence=opened.influence, filters=filters, select_by=select_by)
 
 
 def frontier(
@@ -201,8 +201,16 @@ def frontier(
     from isocost.reporting.page import summary
 
     opened = open_store(store)
-    select_by = opened.study().evaluation.select_by
-    return summary(table(store), metric or select_by, unit, opened.influence, filters, select_by)
+    metric, select_by = _judged_by(opened, metric)
+    return summary(table(store), metric, unit, opened.influence, filters, select_by)
+
+
+def _judged_by(store: Store, metric: str | None) -> tuple[str, str]:
+    """The metric that judges and the one that chose guidance, as the store's table calls them."""
+    from isocost.study.run import metric_label
+
+    select_by = metric_label(store, store.study().evaluation.select_by)
+    return metric_label(store, metric) if metric else select_by, select_by
 
 
 def sample(
@@ -266,11 +274,110 @@ def report(store: str | Path, folder: str | Path | None = None, metric: str | No
     return write(opened, Path(folder) if folder else opened.path, metric)
 
 
+def score(
+    generated: Any,
+    reference: Any = None,
+    metrics: str | Sequence[str] = "fd,kid",
+    *,
+    extractor: str | None = None,
+    cell: str | None = None,
+    captions: Any = None,
+    paired: bool | None = None,
+    skip_unreadable: bool = False,
+    device: str = "cpu",
+    progress: Progress = _silent,
+) -> Scores:
+    """Scores of generated images against reference ones, each with its error; a ranking where there are several sets.
+
+    Args:
+        generated: a folder of images, a .tar or a folder of tars, a .npz or .safetensors of features, an array (uint8
+            [N, H, W, 3], or features [N, D]) or a store; a list of these, or a dict of them by name.
+        reference: the same, or a reference's file, or `PROTOCOL:FOLDER`; None: none, or the store's own.
+        metrics: names, as in "fd,kid[fid-tf],clip"; see docs/scores.md.
+        extractor: of metrics that name none. Default: the shipped one, or the study's.
+        cell: of a store, the one whose sample key begins so. Default: all.
+        captions: a text file with a line an image in order of keys, or a list. Default: those beside the images.
+        paired: whether sets are compared image by image. Default: where their keys match.
+        skip_unreadable: leave out images that cannot be read, counted and named, instead of refusing them.
+        device: where extractors run.
+
+    Raises:
+        SpecError: an unknown metric, extractor or protocol, or one that does not fit what is asked.
+        DataError: a file that is missing, empty or corrupt, or whose features are not finite.
+    """
+    from isocost.scoring.evaluate import score as evaluate
+    from isocost.scoring.measures import Defaults, names_in
+    from isocost.study import sources
+    from isocost.study.measures import with_own
+
+    names = names_in(metrics)
+    sets = sources.open_generated(generated, cell, captions)
+    stores = [images.store for images in sets if isinstance(images, sources.CellImages)]
+    defaults = Defaults(extractor, None) if extractor else None
+    if stores:
+        of_studies = {sources.defaults_of(store): store for store in {store.path: store for store in stores}.values()}
+        if len(of_studies) > 1 and not extractor:
+            raise SpecError("these stores are of studies with several extractors: say which with --extractor.")
+        of_study = next(iter(of_studies))
+        names = [with_own(name, of_study.extractor) for name in names]
+        defaults = defaults or of_study
+    return evaluate(
+        sets,
+        sources.open_against(reference, stores),
+        names,
+        defaults=defaults,
+        paired=paired,
+        skip_unreadable=skip_unreadable,
+        device=device,
+        progress=progress,
+    )
+
+
+def build_reference(
+    images: Any,
+    extractor: str,
+    out: str | Path | None = None,
+    *,
+    moments: bool = False,
+    skip_unreadable: bool = False,
+    device: str = "cpu",
+    progress: Progress = _silent,
+) -> ReferenceSet:
+    """The features of reference images, or with `moments` their mean and covariance, written to `out` where given.
+
+    `images`: a folder, a .tar, a folder of tars, an array, or `PROTOCOL:FOLDER`. Raises as `score` does.
+    """
+    from isocost.files import atomic_write
+    from isocost.scoring.extractors import load_extractor
+    from isocost.scoring.references import build
+    from isocost.study.sources import open_images_named
+
+    (found,) = build(
+        open_images_named(images),
+        [load_extractor(extractor, device=device)],
+        moments_only=moments,
+        skip_unreadable=skip_unreadable,
+        report=lambda done, total: progress("read references", done, total, ""),
+    )
+    if out is not None:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(Path(out)) as file:
+            file.write(found.to_bytes())
+    return found
+
+
+def load_reference(path: str | Path) -> ReferenceSet:
+    """A reference's file. Raises `DataError` naming one that is missing or corrupt."""
+    from isocost.scoring.references import load_reference as read
+
+    return read(path)
+
+
 def check() -> pd.DataFrame:
     """Every network that isocost can use: whether its weights are here, where they are looked for, and what to do."""
     import pandas as pd
 
-    from isocost.encoders.inventory import inventory
+    from isocost.scoring.inventory import inventory
 
     return pd.DataFrame(inventory())
 

@@ -11,20 +11,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from isocost.analysis.words import number, with_error
 from isocost.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from isocost.scoring.results import Scores
     from isocost.study.status import Status
 
 Report = Callable[[str, float, float, str], None]
 
 # Where stderr is no terminal (a log file, CI) a line is written this often instead of a moving bar.
 SECONDS_BETWEEN_LINES = 10
+RIGHT = ("value", "plug-in", "n", "references")  # columns of numbers
 
 
 @contextlib.contextmanager
@@ -81,7 +85,7 @@ def print_table(frame: pd.DataFrame, title: str = "") -> None:
     shown = Table(title=title, title_justify="left")
     for name in frame.columns:
         numeric = frame[name].dtype.kind in "iufb"
-        shown.add_column(str(name), justify="right" if numeric else "left", overflow="fold")
+        shown.add_column(escape(str(name)), justify="right" if numeric else "left", overflow="fold")
     for row in frame.itertuples(index=False):
         shown.add_row(*(_cell(value) for value in row))
     _console().print(shown)
@@ -92,7 +96,7 @@ def _cell(value: Any) -> str:
         return ""
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
-    return str(value)
+    return escape(str(value))  # rich would take `[fid-tf]` for a style, and drop it
 
 
 def _console() -> Console:
@@ -104,13 +108,52 @@ def print_frontier(found: dict[str, Any]) -> None:
     """The frontier of `isocost.reporting.page.summary`: a table, then what crosses where, and what to be careful of."""
     shown = Table(title=f"frontier under {found['unit']} cost", title_justify="left")
     for name in found["columns"]:
-        shown.add_column(name, overflow="fold")
+        shown.add_column(escape(name), overflow="fold")
     for row in found["rows"]:
-        shown.add_row(*row)
+        shown.add_row(*map(escape, row))
     _console().print(shown)
     for line in (*found["crossovers"], *found["notes"], *found["left_out"]):
         print(f"- {line}")
     print()
+
+
+def print_scores(found: Scores) -> None:
+    """Values with errors, what they are of, the ranking of several sets, and what there is to say of the images."""
+    several = len(found.names) > 1
+    biased = any(scored.estimate.bias for scored in found.scored)
+    shown = Table(title="value ± standard error" + ", less its bias" * biased, title_justify="left")
+    columns = ["generated"] * several + ["metric", "value", "95% interval"] + ["plug-in"] * biased
+    for name in [*columns, "n", "references", "better", "unit"]:
+        shown.add_column(name, overflow="fold", justify="right" if name in RIGHT else "left")
+    for scored in sorted(found.scored, key=lambda scored: found.metrics.index(scored.metric)):
+        row = scored.as_row()
+        value = with_error(row["value"], row["stderr"]) + ("" if row["valid"] else " †")
+        cells = [row["generated"]] * several + [row["metric"], value]
+        cells += [f"{number(row['low'], 4)} to {number(row['high'], 4)}"] + [number(row["plug_in"], 4)] * biased
+        cells += [f"{row['n']:,}", f"{row['reference_n']:,}" if row["reference_n"] else "", row["better"], row["unit"]]
+        shown.add_row(*map(escape, cells), style=None if row["valid"] else "dim")
+    _console().print(shown)
+    if not all(scored.estimate.valid for scored in found.scored):
+        print("† too few images for the value to be trusted (a Frechet distance takes 8 a dimension)")
+    for line in _identities(found):
+        print(line)
+    for place in found.ranking:
+        if place.sentence:
+            print(place.sentence)
+    for notice in found.notices:
+        print(f"- {notice}")
+
+
+def _identities(found: Scores) -> Iterator[str]:
+    """Which extractors and references, by digest, and under which protocol."""
+    yield from dict.fromkeys(f"extractor {scored.extractor}" for scored in found.scored if scored.extractor)
+    references: dict[str, list[str]] = {}
+    for scored in found.scored:
+        if scored.reference:
+            name = f"reference {scored.reference[:16]} (protocol: {scored.protocol or 'none'})"
+            references.setdefault(name, []).append(scored.metric)
+    for name, metrics in references.items():
+        yield f"{name} of {', '.join(dict.fromkeys(metrics))}"
 
 
 def print_status(found: Status) -> None:

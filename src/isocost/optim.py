@@ -1,12 +1,14 @@
-"""Muon for hidden matrices and AdamW for all else, as one optimizer with one state."""
+"""Muon for hidden matrices and AdamW for all else, as one optimizer with one state, which can be saved and restored."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+PARTS = ("step", "exp_avg", "exp_avg_sq", "momentum")  # what AdamW, or Muon, keeps of a parameter
 
 
 class MuonAdamW(torch.optim.AdamW):
@@ -67,3 +69,24 @@ def orthogonalised(matrix: Tensor) -> Tensor:
         square = x @ x.T
         x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
     return x.T if tall else x
+
+
+def moments(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state as `PARAMETER.PART`, on the CPU: names, so that it does not hang on parameters' order."""
+    return {
+        f"{name}.{part}": tensor.detach().cpu().contiguous()
+        for name, parameter in module.named_parameters()
+        for part, tensor in optimizer.state[parameter].items()
+    }
+
+
+def load_moments(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `moments` gave, bit for bit."""
+    for name, parameter in module.named_parameters():
+        of_this = {part: tensors[f"{name}.{part}"] for part in PARTS if f"{name}.{part}" in tensors}
+        step_device = parameter.device if optimizer.defaults.get("fused") else torch.device("cpu")
+        optimizer.state[parameter] = {
+            # Averages in the parameter's own memory layout, as the optimizer would have made them.
+            part: tensor.to(step_device) if part == "step" else torch.empty_like(parameter).copy_(tensor).detach()
+            for part, tensor in of_this.items()
+        }

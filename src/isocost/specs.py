@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from isocost.errors import SpecError, did_you_mean
 
 SCHEMA = 1
 Prediction = Literal["epsilon", "v_prediction", "sample"]
-Spacing = Literal["leading", "linspace", "trailing"]
+Spacing = Literal["leading", "linspace", "trailing", "lcm"]
 Split = Literal["selection", "report", "all"]
 
 
@@ -130,11 +132,12 @@ class ModelSpec(Spec):
 class NoiseSchedule(Spec):
     """alpha_cumprod over integer timesteps 0..num_train_timesteps-1. Defaults: Stable Diffusion 1.5's betas.
 
+    `kind`: of the betas, by diffusers' names; squaredcos_cap_v2, the cosine, has no use for `beta_start` and `beta_end`.
     `final_alpha` is the alpha_cumprod that the last sampling step lands on: `one` (a clean image) or `first`
     (alpha_cumprod[0], diffusers' `set_alpha_to_one=False`).
     """
 
-    kind: Literal["scaled_linear", "linear"] = "scaled_linear"
+    kind: Literal["scaled_linear", "linear", "squaredcos_cap_v2"] = "scaled_linear"
     num_train_timesteps: int = Field(default=1000, ge=2)
     beta_start: float = Field(default=0.00085, gt=0, lt=1)
     beta_end: float = Field(default=0.012, gt=0, lt=1)
@@ -292,7 +295,13 @@ class TrainSpec(TrainSettings):
 
 
 class Guidance(Spec):
-    """Classifier-free guidance, one convention: scale 1 = none; out = uncond + scale (cond - uncond).
+    """Guidance, one convention: D = weak + scale (D(prompt) - weak), so that scale 1 is none (but in `cfg++`).
+
+    `mode`: what is weak, and how scale is meant.
+        cfg           the empty prompt's D (classifier-free guidance, arXiv 2207.12598)
+        cfg++         the same, and a step adds the empty prompt's noise back (arXiv 2406.08070): scale is its lambda,
+                      0 to 1. With `ddim` at eta 0, and with `euler`, whose step that is
+        autoguidance  D of the same prompt by the checkpoint `guide`, a smaller or less trained one (arXiv 2406.02507)
 
     `interval` (arXiv 2404.07724) limits guidance to timesteps low <= t <= high.
     """
@@ -300,12 +309,32 @@ class Guidance(Spec):
     NEUTRAL: ClassVar[dict[str, Any]] = {"interval": None, "mode": "cfg", "guide": None}
     scale: float = Field(default=1.0, ge=0)
     interval: tuple[int, int] | None = None
-    mode: Literal["cfg"] = "cfg"
+    mode: Literal["cfg", "cfg++", "autoguidance"] = "cfg"
     guide: CheckpointRef | None = None
+
+    @property
+    def active(self) -> bool:
+        """Whether it does anything, and so costs anything."""
+        return self.mode == "cfg++" or self.scale != 1
+
+    @property
+    def needs_empty_prompt(self) -> bool:
+        """Whether the empty prompt is evaluated, which takes a checkpoint trained with caption dropout."""
+        return self.active and self.mode != "autoguidance"
+
+    @model_validator(mode="after")
+    def _fits_its_mode(self) -> Self:
+        if (self.guide is not None) != (self.mode == "autoguidance"):
+            raise ValueError("`guide` is the weaker checkpoint of mode 'autoguidance': give both, or neither")
+        if self.mode == "cfg++" and self.scale > 1:
+            raise ValueError(f"scale {self.scale:g} is cfg++'s lambda, which goes from 0 to 1")
+        if self.interval is not None and self.interval[0] > self.interval[1]:
+            raise ValueError(f"interval {list(self.interval)} is empty: give the lower timestep first")
+        return self
 
 
 class Stage(Spec):
-    """Which checkpoint serves the trajectory down from its share `until` (1 = to the end) of the steps."""
+    """Which checkpoint serves the trajectory down to its share `until` (1 = to the end) of the steps."""
 
     checkpoint: CheckpointRef
     until: float = Field(default=1.0, gt=0, le=1)
@@ -314,15 +343,27 @@ class Stage(Spec):
 class SamplingPlan(Spec):
     """One way to spend a sampling budget. What the image of a (prompt, replicate) is a function of, with the engine."""
 
-    stages: tuple[Stage, ...] = Field(min_length=1, max_length=1, description="one: the checkpoint that is sampled")
+    NEUTRAL: ClassVar[dict[str, Any]] = {"steps_offset": 1}
+    stages: tuple[Stage, ...] = Field(
+        min_length=1, description="the checkpoint; or several that share the trajectory (T-Stitch, arXiv 2402.14167)"
+    )
     schedule: NoiseSchedule
     prediction: Prediction
     sampler: str
     steps: int = Field(ge=1)
     spacing: Spacing = "trailing"
+    steps_offset: int = Field(default=1, ge=0, description="added to spacing 'leading' (1 in Stable Diffusion)")
     guidance: Guidance = Guidance()
     eta: float = Field(default=0.0, ge=0, le=1, description="DDIM's eta: 0 deterministic, 1 DDPM's small variance")
     variance: Literal["small", "large"] = Field(default="small", description="DDPM only")
+
+    @field_validator("stages")
+    @classmethod
+    def _down_to_the_end(cls, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+        shares = [stage.until for stage in stages]
+        if shares[-1] != 1 or any(later <= sooner for sooner, later in pairwise(shares)):
+            raise ValueError(f"stages end at shares {shares} of the steps: they have to rise, the last to 1")
+        return stages
 
 
 class PromptSet(Spec):
@@ -337,11 +378,14 @@ class PromptSet(Spec):
 class EngineSpec(Spec):
     """How images are computed, so far as it moves their last bits. Images of two engines never share a cell.
 
-    `device` is the UNet's: encoders and extractors run on the CPU.
+    `device` is the UNet's: encoders and extractors run on the CPU. `network`: whose forward pass, diffusers' own or the
+    lean one of `isocost.sampling.unet`, which gives the same images to 2e-4 and takes less time.
     """
 
+    NEUTRAL: ClassVar[dict[str, Any]] = {"network": "diffusers"}
     dtype: Literal["fp32", "bf16"] = "fp32"
     device: Literal["cpu", "cuda"] = "cpu"
+    network: Literal["diffusers", "lean"] = "diffusers"
     compiled: bool = False
     threads: int = Field(default=1, ge=1)
     batch: int = Field(default=64, ge=1, description="B: images a network call, fixed; a short chunk is padded to it")
@@ -357,15 +401,41 @@ class SampleKey(Spec):
     engine: EngineSpec
 
 
-class ScoreSpec(Spec):
-    """One number from one sample set. `extractor` and `reference` are identities (name and content digest)."""
+def split_metric(name: str) -> tuple[str, str | None]:
+    """`fd[fid-tf]` -> ("fd", "fid-tf"); `fd` -> ("fd", None). Raises `SpecError` for anything else."""
+    match = re.fullmatch(r"([a-z][a-z0-9-]*)(?:\[(.+)\])?", name)
+    if match is None:
+        raise SpecError(f"metric '{name}': expected NAME, or NAME[EXTRACTOR] as in fd[fid-tf].")
+    return match[1], match[2]
 
+
+def _metric_name(name: str) -> str:
+    try:
+        split_metric(name)
+    except SpecError as error:
+        raise ValueError(str(error)) from None
+    return name
+
+
+MetricName = Annotated[str, AfterValidator(_metric_name)]
+"""A metric of `isocost.scoring.metrics.METRICS`, with the extractor that it is to use in brackets: `fd[fid-tf]`."""
+
+
+class ScoreSpec(Spec):
+    """One number from one sample set. `extractor` and `reference` are identities (name and content digest).
+
+    `protocol`: how the reference was chosen, where that has a name (`coco2014-30k@...`); "" for a study's held-out
+    images. Scores of two protocols are never put in one table.
+    """
+
+    NEUTRAL: ClassVar[dict[str, Any]] = {"protocol": ""}
     metric: str
     extractor: str
     reference: str | None = None
     resize: str = "none"
     n: int = Field(ge=1)
     split: Split = "all"
+    protocol: str = ""
 
 
 class Score(Spec):
@@ -411,14 +481,22 @@ class Grid(Spec):
 
 
 class Evaluation(Spec):
-    """What every cell is scored by: prompts, images, extractors and metrics."""
+    """What every cell is scored by: prompts, images, extractors and metrics.
+
+    A metric is a name, judged by `extractor` (Frechet distances on `fd_dims` of its dimensions, `accuracy` by
+    `classifier`), or a name with the extractor that it is to use: `fd[fid-tf]`, `kid[own]`, `fd[scenes-clip-score-64]`.
+    """
 
     prompts: str = Field(
-        default="scenes-val", description="name of a prompt list, or a path to a .txt with a prompt a line"
+        default="scenes-val",
+        description="name of a prompt list, a path to a .txt with a prompt a line, or PROTOCOL:FOLDER",
     )
     images: int = Field(default=512, ge=2, description="images a cell: prompts 0..n-1, one replicate each")
     references: int = Field(default=4096, ge=2, description="held-out real images")
-    metrics: tuple[Literal["fd", "kid", "clip", "accuracy"], ...] = ("fd", "kid", "clip", "accuracy")
+    reference_files: tuple[str, ...] = Field(
+        default=(), description="references made by `isocost reference build`, instead of held-out images"
+    )
+    metrics: tuple[MetricName, ...] = ("fd", "kid", "clip", "accuracy")
     extractor: str = Field(
         default="scenes-clip-score", description="CLIP that scores: shipped, a folder, a hub id or 'own'"
     )
@@ -426,10 +504,12 @@ class Evaluation(Spec):
         default=32, ge=2, description="Frechet distance on a fixed projection to so many dimensions"
     )
     classifier: str = Field(default="scenes-attributes", description="attribute classifier of the caption accuracy")
-    select_by: Literal["fd", "kid", "clip", "accuracy"] = Field(
-        default="fd", description="metric by which guidance is chosen on the selection half"
-    )
+    select_by: MetricName = Field(default="fd", description="metric by which guidance is chosen on the selection half")
     keep_images: bool = Field(default=False, description="store the images of every cell, not only their features")
+
+    def canonical(self) -> dict[str, Any]:
+        """Paths are where to look, not what is there: they stay out of the digest."""
+        return {name: value for name, value in super().canonical().items() if name != "reference_files"}
 
 
 class StudySpec(Spec):

@@ -112,11 +112,11 @@ def test_denoiser_of_a_perfect_network_returns_the_image(prediction, schedule):
         seen.append((timesteps, context))
         return target(prediction, x0, noise, alpha_cumprod_at(schedule, int(timesteps[0])))
 
-    denoiser = Denoiser(network, schedule, prediction)
     context = torch.zeros(3, 5, 7)
+    denoise = Denoiser(network, schedule, prediction).bind(context)
     for t in (0, 500, 999):
         x_t = add_noise(x0, noise, alpha_cumprod_at(schedule, t))
-        torch.testing.assert_close(denoiser(x_t, t, context), x0)
+        torch.testing.assert_close(denoise(x_t, t), x0)
         assert seen[-1][0].tolist() == [t] * 3 and seen[-1][0].dtype == torch.int64
         assert seen[-1][1] is context
 
@@ -124,24 +124,55 @@ def test_denoiser_of_a_perfect_network_returns_the_image(prediction, schedule):
 def test_evaluations_are_counted_for_each_image():
     denoiser = Denoiser(lambda x, t, context: x, SD, "v_prediction")
     x, _ = draw()
+    once, twice = denoiser.bind(torch.zeros(3, 1, 1)), denoiser.bind(torch.zeros(6, 1, 1), rows_per_image=2)
     assert denoiser.evaluations == 0
-    denoiser(x, 10, torch.zeros(3, 1, 1))
+    assert once(x, 10).shape == x.shape
     assert denoiser.evaluations == 1
-    denoiser(x.repeat(2, 1, 1, 1), 10, torch.zeros(6, 1, 1), rows_per_image=2)
+    assert twice(x, 10).shape == (6, *x.shape[1:])
     assert denoiser.evaluations == 3
 
 
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_a_network_that_binds_is_given_contexts_once_and_images_without_copies(prediction):
+    class Binding:
+        def __init__(self):
+            self.bound, self.rows = [], []
+
+        def bind(self, context, rows_per_image):
+            self.bound.append(context)
+            offset = context.mean((1, 2)).reshape(-1, 1, 1, 1)
+
+            def predict(x, t):
+                self.rows.append(len(x))
+                return x.repeat(rows_per_image, 1, 1, 1) * t + offset
+
+            return predict
+
+    x, _ = draw()
+    context = torch.randn(6, 5, 7, dtype=torch.float64)
+    binding = Binding()
+    denoise = Denoiser(binding, SD, prediction).bind(context, rows_per_image=2)
+
+    def plain(x, timesteps, context):
+        return x * timesteps.reshape(-1, 1, 1, 1) + context.mean((1, 2)).reshape(-1, 1, 1, 1)
+
+    expected = Denoiser(plain, SD, prediction).bind(context, rows_per_image=2)
+    for t in (3, 700):
+        assert torch.equal(denoise(x, t), expected(x, t))
+    assert binding.bound == [context] and binding.rows == [3, 3]
+
+
 def test_a_network_of_lower_precision_keeps_the_states_precise():
-    denoiser = Denoiser(lambda x, t, context: x.bfloat16(), SD, "v_prediction")
-    assert denoiser(draw(dtype=torch.float32)[0], 10, torch.zeros(3, 1, 1)).dtype == torch.float32
+    denoise = Denoiser(lambda x, t, context: x.bfloat16(), SD, "v_prediction").bind(torch.zeros(3, 1, 1))
+    assert denoise(draw(dtype=torch.float32)[0], 10).dtype == torch.float32
 
 
 def test_from_unet_is_the_module(unet):
     x, context = draw(dtype=torch.float32)[0], torch.randn(3, 5, 8)
-    denoiser = Denoiser(from_unet(unet), SD, "v_prediction")
+    denoise = Denoiser(from_unet(unet), SD, "v_prediction").bind(context)
     with torch.no_grad():
         expected = to_x0("v_prediction", unet(x, 321, context).sample, x, alpha_cumprod_at(SD, 321))
-        torch.testing.assert_close(denoiser(x, 321, context), expected)
-        half = Denoiser(from_unet(unet.bfloat16()), SD, "v_prediction")(x, 321, context)
+        torch.testing.assert_close(denoise(x, 321), expected)
+        half = Denoiser(from_unet(unet.bfloat16()), SD, "v_prediction").bind(context)(x, 321)
     assert half.dtype == torch.float32
     torch.testing.assert_close(half, expected, rtol=0.05, atol=0.05)

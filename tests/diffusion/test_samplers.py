@@ -13,6 +13,8 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from diffusers.schedulers.scheduling_heun_discrete import HeunDiscreteScheduler
+from diffusers.schedulers.scheduling_lcm import LCMScheduler
+from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 
 from isocost.diffusion import samplers
 from isocost.diffusion.denoiser import Denoiser, to_x0
@@ -115,6 +117,61 @@ def test_dpmpp_2m_matches_diffusers(steps, schedule):
     assert_states(states("dpmpp_2m", schedule, pairs), theirs, rtol=2e-4, atol=2e-4)
 
 
+def in_float64(scheduler, schedule, pairs):
+    """A multistep scheduler on our pairs, with our noise levels in place of its float32 ones."""
+    scheduler.timesteps = torch.tensor([t for t, _ in pairs])
+    scheduler.num_inference_steps = len(pairs)
+    levels = [level(schedule, t).ve_sigma for t, _ in pairs]
+    scheduler.sigmas = torch.tensor([*levels, level(schedule, -1).ve_sigma], dtype=torch.float64)
+    return scheduler
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 5, 20, 100, 500])
+@pytest.mark.parametrize("spacing", ["trailing", "leading"])
+@pytest.mark.parametrize("schedule", [SD, SD_FIRST], ids=lambda schedule: schedule.final_alpha)
+def test_unipc_matches_diffusers(steps, spacing, schedule):
+    pairs = timestep_pairs(schedule, steps, spacing)
+    scheduler = in_float64(UniPCMultistepScheduler(**SD_BETAS, solver_order=2, solver_type="bh2"), schedule, pairs)
+    x, theirs = normal(0), []
+    for t in scheduler.timesteps:
+        x = scheduler.step(epsilon(x, int(t)), t, x).prev_sample
+        theirs.append(x)
+    assert_states(states("unipc", schedule, pairs), theirs, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 20, 100, 500])
+@pytest.mark.parametrize("schedule", [SD, SD_FIRST], ids=lambda schedule: schedule.final_alpha)
+def test_dpmpp_2m_sde_matches_diffusers(steps, schedule):
+    pairs = timestep_pairs(schedule, steps, "trailing")
+    settings = {"algorithm_type": "sde-dpmsolver++", "final_sigmas_type": "zero", "lower_order_final": False}
+    scheduler = in_float64(DPMSolverMultistepScheduler(**SD_BETAS, **settings), schedule, pairs)
+    x, theirs = normal(0), []
+    for k, t in enumerate(scheduler.timesteps):
+        # diffusers draws its noise, and so computes a first-order step, in float32.
+        x = scheduler.step(epsilon(x, int(t)), t, x, variance_noise=normal(100 + k).float()).prev_sample.double()
+        theirs.append(x)
+    ours = states("dpmpp_2m_sde", schedule, pairs, step_noise=lambda k: normal(100 + k).float())
+    if schedule.final_alpha == "one":  # diffusers keeps its last step first order where that ends at sigma 0, as we do
+        assert_states(ours, theirs, rtol=2e-5, atol=2e-5)
+    assert_states(ours[:-1], theirs[:-1], rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 8, 50])
+@pytest.mark.parametrize("schedule", [SD, SD_FIRST], ids=lambda schedule: schedule.final_alpha)
+def test_lcm_matches_diffusers_without_boundary_scalings(steps, schedule, monkeypatch):
+    scheduler = exact(LCMScheduler(**SD_BETAS, clip_sample=False))
+    scheduler.get_scalings_for_boundary_condition_discrete = lambda timestep: (0.0, 1.0)
+    scheduler.set_timesteps(steps)
+    drawn = iter(range(100, 100 + steps))
+    monkeypatch.setattr("diffusers.schedulers.scheduling_lcm.randn_tensor", lambda *args, **kwargs: normal(next(drawn)))
+    x, theirs = normal(0), []
+    for t in scheduler.timesteps:
+        x = scheduler.step(epsilon(x, int(t)), t, x).prev_sample
+        theirs.append(x)
+    pairs = timestep_pairs(schedule, steps, "lcm")
+    assert_states(states("lcm", schedule, pairs, step_noise=lambda k: normal(100 + k)), theirs)
+
+
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
 @pytest.mark.parametrize("steps", [1, 4, 20, 100])
 def test_euler_and_heun_match_diffusers(spacing, steps):
@@ -148,6 +205,12 @@ def test_ddim_at_eta_1_is_ddpm_with_small_variance(spacing, steps, schedule):
     assert_states(states("ddim", schedule, pairs, eta=1.0, **noise), states("ddpm", schedule, pairs, **noise))
 
 
+def test_the_first_steps_of_the_second_order_samplers_are_first_order():
+    pairs, noise = timestep_pairs(SD, 2, "trailing"), {"step_noise": lambda k: normal(100 + k)}
+    for name, kin in (("unipc", "ddim"), ("dpmpp_2m", "ddim"), ("dpmpp_2m_sde", "ddpm")):
+        torch.testing.assert_close(states(name, SD, pairs, **noise)[0], states(kin, SD, pairs, **noise)[0])
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
 @pytest.mark.parametrize("steps", [1, 2, 7])
@@ -177,14 +240,12 @@ def test_states_keep_the_dtype(name, dtype):
 # --- zero terminal SNR -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["ddim", "ddpm", "dpmpp_2m", "euler"])
+@pytest.mark.parametrize("name", ["ddim", "ddpm", "dpmpp_2m", "dpmpp_2m_sde", "euler", "lcm", "unipc"])
 @pytest.mark.parametrize("steps", [1, 2, 10])
 def test_samplers_start_from_pure_noise(name, steps):
     pairs = timestep_pairs(ZERO_SNR, steps, "trailing")
     context = torch.zeros(2, 1, 1)
-    denoise = guide(
-        Denoiser(lambda x, t, c: epsilon(x, int(t[0])), ZERO_SNR, "v_prediction"), context, context, Guidance()
-    )
+    denoise = Denoiser(lambda x, t, c: epsilon(x, int(t[0])), ZERO_SNR, "v_prediction").bind(context)
     assert alpha_cumprod_at(ZERO_SNR, pairs[0][0]) == 0
     x_T, noise = normal(0), normal(1)
     first, *rest = sample(name, denoise, x_T, ZERO_SNR, pairs, eta=1.0, step_noise=lambda k: noise)
@@ -228,7 +289,8 @@ def ode_solution(schedule, x, t, s):
     return then.alpha * MEAN + spread[1] / spread[0] * (x - now.alpha * MEAN)
 
 
-@pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("euler", 1), ("heun", 2), ("dpmpp_2m", 2)])
+# UniPC's corrector makes its second order a third.
+@pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("euler", 1), ("heun", 2), ("dpmpp_2m", 2), ("unipc", 3)])
 def test_convergence_order(name, order):
     # Between two timesteps with even steps at every count; off t = 0, where sigma goes as sqrt(t) and is not smooth.
     schedule = NoiseSchedule(num_train_timesteps=8000, beta_start=1e-4, beta_end=1.5e-3)
@@ -245,7 +307,7 @@ def test_convergence_order(name, order):
     np.testing.assert_allclose(orders, order, atol=0.15)
 
 
-@pytest.mark.parametrize("name", ["ddim", "euler", "heun", "dpmpp_2m"])
+@pytest.mark.parametrize("name", ["ddim", "euler", "heun", "dpmpp_2m", "unipc"])
 def test_final_image_of_the_gaussian(name):
     x_T = normal(0, (5, 3))
     *_, last = sample(name, gaussian_denoiser(SD), x_T, SD, timestep_pairs(SD, 1000, "trailing"))
@@ -281,6 +343,7 @@ def mean_and_deviation(name, schedule, steps, **settings):
         ("ddpm", {"variance": "large"}),
         ("ddim", {"eta": 1.0}),
         ("ddim", {"eta": 0.5}),
+        ("dpmpp_2m_sde", {}),
     ],
     ids=str,
 )
@@ -291,6 +354,27 @@ def test_stochastic_samplers_reach_mean_and_deviation(name, settings, schedule):
         errors.append(max(float((mean - MEAN).abs().max()), float((deviation - DEVIATION).abs().max())))
     assert errors[1] < 0.02
     assert errors[1] < errors[0]
+
+
+def test_lcm_of_a_consistency_function_keeps_the_distribution():
+    # A perfect consistency model gives the image at the end of the ODE from any timestep: fresh noise changes nothing.
+    for steps in (1, 2, 8):
+        pairs = timestep_pairs(SD, steps, "lcm")
+        x_T = torch.zeros(steps + 2, 3, dtype=torch.float64)
+        start = level(SD, pairs[0][0])
+        x_T += start.alpha * MEAN
+        x_T[0] += torch.sqrt(start.alpha**2 * DEVIATION**2 + start.sigma**2)
+
+        def one_row(k, x_T=x_T):
+            noise = torch.zeros_like(x_T)
+            noise[k + 1] = 1
+            return noise
+
+        *_, last = sample("lcm", lambda x, t: ode_solution(SD, x, t, -1), x_T, SD, pairs, step_noise=one_row)
+        deviation = (last[:-1] - last[-1]).square().sum(0).sqrt()
+        torch.testing.assert_close(last[-1], MEAN, rtol=0, atol=1e-12)
+        # x0 and noise add up to a marginal that is the Gaussian's own only where x0 has its deviation.
+        torch.testing.assert_close(deviation, DEVIATION, rtol=0, atol=1e-9)
 
 
 # --- planned evaluations ---------------------------------------------------------------------------------------------
@@ -308,7 +392,7 @@ def test_counted_evaluations_are_the_planned_ones(name, guidance):
         rows.append(x.shape[0])
         return x
 
-    for steps in range(1, 51):
+    for steps in (*range(1, 21), 50, 128, 500):
         for schedule, spacing in ((SD, "trailing"), (SD_FIRST, "leading")):
             rows.clear()
             denoiser = Denoiser(network, schedule, "v_prediction")
@@ -328,8 +412,11 @@ def test_evaluations_by_hand():
         "ddim": 10,
         "ddpm": 10,
         "dpmpp_2m": 10,
+        "dpmpp_2m_sde": 10,
         "euler": 10,
         "heun": 19,
+        "lcm": 10,
+        "unipc": 10,
     }
     pairs = [(999, 600), (600, 300), (300, -1)]
     # Heun calls D at 999 600 | 600 300 | 300.
@@ -341,8 +428,9 @@ def test_evaluations_by_hand():
 
 
 def test_stochastic():
-    assert [name for name in SAMPLERS if stochastic(name, 0.0)] == ["ddpm"]
-    assert [name for name in SAMPLERS if stochastic(name, 0.5)] == ["ddim", "ddpm"]
+    always = ["ddpm", "dpmpp_2m_sde", "lcm"]
+    assert [name for name in SAMPLERS if stochastic(name, 0.0)] == always
+    assert [name for name in SAMPLERS if stochastic(name, 0.5)] == ["ddim", *always]
 
 
 @pytest.mark.parametrize(
@@ -350,6 +438,8 @@ def test_stochastic():
     [
         ({"name": "ddmi"}, "unknown sampler 'ddmi'.*'ddpm'"),
         ({"name": "ddpm"}, "'ddpm' at eta 0.0 is stochastic"),
+        ({"name": "lcm"}, "'lcm' at eta 0.0 is stochastic"),
+        ({"name": "dpmpp_2m_sde"}, "'dpmpp_2m_sde' at eta 0.0 is stochastic"),
         ({"name": "ddim", "eta": 0.3}, "'ddim' at eta 0.3 is stochastic"),
         ({"name": "ddpm", "variance": "medium", "step_noise": normal}, "'medium' is neither"),
         ({"name": "ddim", "pairs": [(9, 5), (4, -1)]}, "not contiguous"),

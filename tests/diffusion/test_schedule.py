@@ -10,10 +10,12 @@ import pytest
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler, rescale_zero_terminal_snr
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+from diffusers.schedulers.scheduling_lcm import LCMScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
 from isocost.diffusion.schedule import (
+    LCM_TIMESTEPS,
     SPACINGS,
     alpha_cumprod_at,
     alphas_cumprod,
@@ -36,14 +38,18 @@ def test_stable_diffusion_table():
     assert values[-1] == pytest.approx(0.00466, abs=5e-6)
 
 
-@pytest.mark.parametrize("kind", ["scaled_linear", "linear"])
+KINDS = ["scaled_linear", "linear", "squaredcos_cap_v2"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_alphas_cumprod_match_diffusers(kind):
     schedule = NoiseSchedule(kind=kind, beta_start=1e-4, beta_end=0.02)
     theirs = DDIMScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule=kind).alphas_cumprod
-    np.testing.assert_allclose(alphas_cumprod(schedule), theirs.numpy(), rtol=2e-5)  # theirs is float32
+    # theirs is float32
+    np.testing.assert_allclose(alphas_cumprod(schedule), theirs.numpy(), rtol=2e-5, atol=1e-9)
 
 
-@pytest.mark.parametrize("kind", ["scaled_linear", "linear"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_zero_terminal_snr_matches_diffusers_and_is_exactly_zero(kind):
     ours = alphas_cumprod(NoiseSchedule(kind=kind, zero_terminal_snr=True))
     plain = alphas_cumprod(NoiseSchedule(kind=kind))
@@ -122,6 +128,32 @@ def test_uneven_pairs_step_to_the_next_timestep():
     assert timestep_pairs(SD, 6, "trailing") == [(999, 832), (832, 666), (666, 499), (499, 332), (332, 166), (166, -1)]
 
 
+@pytest.mark.parametrize("steps", range(1, 51))
+def test_lcm_matches_diffusers(steps):
+    scheduler = LCMScheduler()
+    scheduler.set_timesteps(steps)
+    assert [t for t, _ in timestep_pairs(SD, steps, "lcm")] == scheduler.timesteps.tolist()
+
+
+@pytest.mark.parametrize(("steps", "count"), [(51, 1000), (4, 49)])
+def test_lcm_has_fifty_timesteps(steps, count):
+    with pytest.raises(SpecError, match="'lcm' has 50 timesteps"):
+        timestep_pairs(NoiseSchedule(num_train_timesteps=count), steps, "lcm")
+
+
+@pytest.mark.parametrize("offset", [0, 1, 3])
+@pytest.mark.parametrize("steps", [4, 10, 50])
+def test_leading_with_another_offset_matches_diffusers(steps, offset):
+    scheduler = DDIMScheduler(**SD_BETAS | {"steps_offset": offset})
+    scheduler.set_timesteps(steps)
+    assert [t for t, _ in timestep_pairs(SD, steps, "leading", offset)] == scheduler.timesteps.tolist()
+
+
+def test_an_offset_that_leads_out_of_the_schedule():
+    with pytest.raises(SpecError, match="steps_offset 600 at 4 steps starts at timestep 1350 of 1000"):
+        timestep_pairs(SD, 4, "leading", 600)
+
+
 @given(
     count=st.integers(2, 4000),
     share=st.floats(0, 1),
@@ -129,12 +161,14 @@ def test_uneven_pairs_step_to_the_next_timestep():
 )
 def test_pairs_descend_contiguously_from_the_schedule_to_the_end(count, share, spacing):
     steps = max(1, round(share * count))
+    if spacing == "lcm":
+        count, steps = max(count, LCM_TIMESTEPS), max(1, round(share * LCM_TIMESTEPS))
     pairs = timestep_pairs(NoiseSchedule(num_train_timesteps=count), steps, spacing)
     assert len(pairs) == steps
     assert pairs[0][0] < count and pairs[-1][1] == -1
     assert all(t > s >= -1 for t, s in pairs)
     assert all(end == start for (_, end), (start, _) in pairwise(pairs))
-    if spacing != "leading":
+    if spacing in ("linspace", "trailing"):
         assert pairs[0][0] == count - 1
 
 

@@ -1,43 +1,20 @@
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from tests.encoders.fakes import FakeAutoencoder, FakeTextEncoder
 
 from isocost.data import scenes
 from isocost.data.images import open_images, square, square_images
 from isocost.encoders import precompute as module
-from isocost.encoders.precompute import LatentShards, encode_share, precompute
+from isocost.encoders.latents import LatentShards
+from isocost.encoders.precompute import encode_share, precompute
 from isocost.errors import DataError, SpecError
 from isocost.specs import DataSource, SceneOptions
-
-
-class FakeAutoencoder:
-    """Four channels of about unit variance: 8x8 block means of the colours, spread out."""
-
-    def __init__(self, scale: float = 4.0, digest: str = "ae"):
-        self.scale, self.digest, self.calls = scale, digest, 0
-
-    def encode(self, images: np.ndarray) -> np.ndarray:
-        self.calls += 1
-        count, side = len(images), images.shape[1] // 4
-        blocks = images.reshape(count, side, 4, side, 4, 3).mean(axis=(2, 4)).transpose(0, 3, 1, 2) / 255 - 0.5
-        return (self.scale * np.concatenate([blocks, blocks[:, :1]], 1)).astype(np.float32)
-
-
-class FakeTextEncoder:
-    digest = "te"
-
-    def __init__(self) -> None:
-        self.seen: list[str] = []
-
-    def encode(self, captions: list[str]) -> np.ndarray:
-        self.seen += captions
-        return np.stack([np.full((5, 3), sum(caption.encode()) % 97, np.float32) for caption in captions])
 
 
 @pytest.fixture(autouse=True)
@@ -124,41 +101,6 @@ def test_forgotten_scaling_is_refused(tmp_path, scale):
 def test_encodings_that_fp16_cannot_hold(tmp_path):
     with pytest.raises(DataError, match="images 0 to 9: not finite in fp16"):
         precompute(SOURCE, FakeAutoencoder(1e6), FakeTextEncoder(), tmp_path)
-
-
-def test_damaged_shards(tmp_path):
-    data = precompute(SOURCE, FakeAutoencoder(), FakeTextEncoder(), tmp_path)
-    data.verify()
-    path = tmp_path / "latents-00001.safetensors"
-    original = path.read_bytes()
-    path.write_bytes(original[:-1] + bytes([original[-1] ^ 1]))
-    with pytest.raises(DataError, match=r"latents-00001\.safetensors: damaged"):
-        LatentShards(tmp_path).verify()
-    path.write_bytes(original[:-100])
-    with pytest.raises(DataError, match=r"latents-00001\.safetensors: .*truncated"):
-        LatentShards(tmp_path)
-    path.write_bytes(b"not a shard")
-    with pytest.raises(DataError, match=r"latents-00001\.safetensors: not a safetensors file"):
-        LatentShards(tmp_path)
-    path.unlink()
-    with pytest.raises(DataError, match=r"latents-00001\.safetensors: this shard is missing"):
-        LatentShards(tmp_path)
-
-
-def test_latents_of_another_size_than_the_header_says(tmp_path):
-    precompute(SOURCE, FakeAutoencoder(), FakeTextEncoder(), tmp_path)
-    header = json.loads((tmp_path / "header.json").read_text())
-    header["latent_shape"] = [4, 8, 8]
-    (tmp_path / "header.json").write_text(json.dumps(header))
-    with pytest.raises(DataError, match=r"latents-00000\.safetensors: 'latents' has shape \(32, 4, 4, 4\)"):
-        LatentShards(tmp_path)
-
-
-def test_indices_out_of_range(tmp_path):
-    data = precompute(SOURCE, FakeAutoencoder(), FakeTextEncoder(), tmp_path)
-    with pytest.raises(IndexError):
-        data.latents([75])
-    assert data.latents([]).shape == (0, 4, 4, 4)
 
 
 def photographs(folder: Path, count: int) -> None:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from isocost.errors import SpecError
-from isocost.reporting.figures import Strip
 from isocost.reporting.page import report, summary
+from isocost.reporting.strips import Strip
 from isocost.specs import Budget
 
 EVIL = 'a red <script>alert("x")</script> & "square"'

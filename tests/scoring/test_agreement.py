@@ -7,7 +7,7 @@ import pytest
 from tests.scoring.synthetic import ATTRIBUTES, LOGITS, WANTED, one_hot
 
 from isocost.errors import DataError, SpecError
-from isocost.scoring.agreement import caption_accuracy, chance_levels, clip_score
+from isocost.scoring.agreement import caption_accuracy, chance_levels, clip_score, similarity
 
 
 def test_clip_score_clamps_each_sample():
@@ -82,3 +82,18 @@ def test_chance_is_the_most_frequent_value_and_one_in_k():
     # always "red, 2": right in 2 of 2 asked, 0 of 1, 0 of 1, 1 of 1
     assert levels["accuracy"].majority == pytest.approx((1 + 0 + 0 + 1) / 4)
     assert levels["accuracy"].uniform == pytest.approx(((1 / 3 + 1 / 2) / 2 + 1 / 3 + 1 / 2 + 1 / 3) / 4)
+
+
+def test_similarity_is_the_mean_cosine_with_each_images_target():
+    features = np.array([[1.0, 0], [0, 2], [3, 3], [1, 0]], dtype=np.float32)
+    targets = np.array([[5.0, 0], [0, -1], [1, 0], [0, 1]], dtype=np.float32)
+    estimate = similarity(features, targets)
+    per_image = np.array([1, -1, 1 / math.sqrt(2), 0])
+    assert estimate.value == pytest.approx(per_image.mean())
+    assert estimate.stderr == pytest.approx(per_image.std(ddof=1) / 2)
+    assert estimate.unit == "cos" and estimate.higher_is_better
+    np.testing.assert_allclose(estimate.influence, per_image - per_image.mean())
+    with pytest.raises(DataError, match=r"image features \[4, 2\] and target features \[3, 2\] do not pair up"):
+        similarity(features, targets[:3])
+    with pytest.raises(DataError, match="target features: row 1 is all zeros"):
+        similarity(features, targets * [[1], [0], [1], [1]])

@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,10 +12,11 @@ from transformers import CLIPConfig, CLIPModel
 
 from isocost.encoders import classifier as classifier_module
 from isocost.encoders import text as text_module
+from isocost.encoders import weights
 from isocost.encoders.classifier import AttributeClassifier, AttributeNet
 from isocost.encoders.text import ClipScorer, train_tokenizer
 from isocost.errors import DataError, SpecError
-from isocost.scoring import extractors
+from isocost.scoring import extractors, inception, pretrained
 from isocost.scoring.extractors import AttributeLogits, ClipFeatures, Projected, load_extractor, project, projection
 
 GOLDEN = [-0.0919517426350609, 0.03837670060541484, -0.2025862650183812]
@@ -125,22 +131,87 @@ def test_shipped_extractors_load_by_name(assets):
     assert assets == ["scenes-clip-score"] * 4 + ["scenes-attributes"]
 
 
-def test_a_folder_is_the_study_s_own_clip(assets, tmp_path):
-    folder = tmp_path / "own-clip-2"
+def configured(folder: Path, model_type: str) -> Path:
+    """A folder as `save_pretrained` leaves it, but for its weights."""
     folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+    return folder
+
+
+def test_a_folder_is_the_study_s_own_clip(assets, tmp_path):
+    folder = configured(tmp_path / "own-clip-2", "clip")
     assert load_extractor(folder).name == "own-clip-2" and load_extractor(folder).dims == 6
     assert load_extractor(f"{folder}-4").name == "own-clip-2-4"
     assert load_extractor(f"{folder}-4").dims == 4
     assert set(assets) == {str(folder)}
 
 
-def test_unknown_extractors_and_too_many_dims_are_refused(assets):
+def test_a_saved_clip_comes_back(tmp_path, images):
+    CLIP.clip.save(tmp_path / "saved")
+    extractor = load_extractor(tmp_path / "saved", dims=2)
+    assert extractor.base.digest == CLIP.digest
+    np.testing.assert_allclose(extractor.base(images[:2]), CLIP(images[:2]), atol=1e-6)
+
+
+def test_a_folder_is_what_its_config_says(assets, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(pretrained, "dinov2_features", lambda ref, device: asked.append((ref, device)) or CLIP)
+    dinov2, classifier = configured(tmp_path / "a", "dinov2"), configured(tmp_path / "b", "isocost_attributes")
+    assert load_extractor(dinov2, dims=3, device="cuda").base is CLIP and asked == [(str(dinov2), "cuda")]
+    assert load_extractor(classifier).dims == 5
+    with pytest.raises(DataError, match=r"config\.json is of 'bert'; known as extractors: clip, dinov2"):
+        load_extractor(configured(tmp_path / "c", "bert"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"no config\.json found"):
+        load_extractor(tmp_path / "empty")
+
+
+def test_a_hub_id_is_taken_whole_where_it_is_cached(assets, tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "cached_file", lambda repo, name: tmp_path if repo in cached else None)
+    monkeypatch.setattr(weights, "locate", lambda ref, *_: configured(tmp_path / str(len(assets)), "clip"))
+    cached = {"who/model"}
+    assert load_extractor("who/model").name == "model"
+    assert load_extractor("who/model-4").dims == 4
+    cached = {"who/model-4", "who/model"}
+    assert load_extractor("who/model-4").dims == 6
+    assert assets == ["who/model", "who/model", "who/model-4"]
+
+
+def test_a_file_of_weights_is_named_after_a_colon(monkeypatch, tmp_path):
+    asked = []
+    path = tmp_path / "weights-2"
+    path.touch()
+    monkeypatch.setattr(inception, "load_inception", lambda *given: asked.append(given) or CLIP)
+    assert load_extractor("fid-tf") is CLIP
+    assert load_extractor(f"fid-tf:{path}").dims == 6
+    assert load_extractor(f"fid-clean:{path}-4", device="cuda").dims == 4
+    assert asked == [("fid-tf", None, "cpu"), ("fid-tf", str(path), "cpu"), ("fid-clean", str(path), "cuda")]
+    with pytest.raises(SpecError, match="unknown extractor 'scenes-clip-score:/my/weights'"):
+        load_extractor("scenes-clip-score:/my/weights")
+
+
+def test_weights_by_path_are_projected_too(inception_file, fid_tf):
+    extractor = load_extractor(f"fid-tf:{inception_file}-16")
+    assert (extractor.name, extractor.dims) == ("fid-tf-16", 16)
+    assert extractor.base.digest == fid_tf.digest
+
+
+def test_unknown_extractors_and_too_many_dims_are_refused(assets, tmp_path):
     with pytest.raises(SpecError, match=r"unknown extractor 'scenes-clip-scor'\. Did you mean 'scenes-clip-score'"):
         load_extractor("scenes-clip-scor")
     with pytest.raises(SpecError, match="unknown extractor 'inception-32'"):
         load_extractor("inception-32")
+    with pytest.raises(DataError, match=r"encoder 'nobody/nothing': no config\.json found"):
+        load_extractor("nobody/nothing")
     with pytest.raises(SpecError, match="has 6 dims and cannot be projected to 32"):
         load_extractor("scenes-clip-score-32")
+
+
+@pytest.mark.parametrize("module", ["isocost.scoring.metrics", "isocost.scoring.extractors"])
+def test_names_are_known_before_networks_are_loaded(module):
+    code = f"import sys, {module}; print(*{{'torch', 'transformers', 'pandas'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout.split(), done.returncode) == ([], 0), done.stderr
 
 
 def test_a_digest_covers_weights_and_preprocessing(monkeypatch):

@@ -7,8 +7,15 @@ import pytest
 import scipy.linalg
 from tests.scoring.synthetic import spread_features
 
-from isocost.errors import DataError
-from isocost.scoring.frechet import frechet, frechet_distance
+from isocost.errors import DataError, SpecError
+from isocost.scoring.frechet import (
+    exponential_sum,
+    frechet,
+    frechet_distance,
+    frechet_infinity,
+    frechet_richardson,
+    frechet_value,
+)
 from isocost.scoring.statistics import Moments, Reference, moments
 from isocost.scoring.uncertainty import paired_difference, standard_error
 
@@ -34,6 +41,7 @@ def test_frechet_matches_scipys_matrix_root(n, dims):
     expected = gaussian_distance(x.mean(0), np.cov(x.T), y.mean(0), np.cov(y.T))
     assert frechet(x, Reference.of(y)).value == pytest.approx(expected, rel=1e-7)
     assert frechet_distance(moments(x), Reference.of(y)) == pytest.approx(expected, rel=1e-7)
+    assert frechet_value(x, Reference.of(y)) == pytest.approx(expected, rel=1e-7)
 
 
 def test_frechet_of_gaussians_with_one_basis_has_a_closed_form():
@@ -44,22 +52,40 @@ def test_frechet_of_gaussians_with_one_basis_has_a_closed_form():
     assert distance == pytest.approx(5.0 + np.sum((a - b) ** 2), rel=1e-12)
 
 
-@pytest.mark.parametrize("spectrum", ["flat", "steep", "steeper", "low rank"])
-@pytest.mark.parametrize(("n", "dims"), [(1000, 32), (64, 64), (65, 64), (50, 96)])
-def test_a_set_is_at_no_distance_from_itself(n, dims, spectrum):
-    deviations = {
+def deviations(spectrum: str, dims: int) -> np.ndarray:
+    return {
         "flat": np.ones(dims),
         "steep": np.geomspace(1, 1e-4, dims),
         "steeper": np.geomspace(1, 1e-8, dims),
         "low rank": np.where(np.arange(dims) < dims // 2, 1.0, 0.0),
     }[spectrum]
-    x = spread_features(n, deviations)
+
+
+@pytest.mark.parametrize("spectrum", ["flat", "steep", "steeper", "low rank"])
+@pytest.mark.parametrize(("n", "dims"), [(1000, 32), (64, 64), (65, 64), (50, 96)])
+def test_a_set_is_at_no_distance_from_itself(n, dims, spectrum):
+    x = spread_features(n, deviations(spectrum, dims))
     reference = Reference.of(x)
     trace = np.trace(reference.moments.covariance)
     estimate = frechet(x, reference)
     assert abs(estimate.value) <= 1e-9 * trace
     assert np.isfinite(estimate.stderr)
+    assert abs(frechet_value(x, reference)) <= 1e-9 * trace
     assert abs(frechet_distance(reference.moments, reference)) <= 1e-7 * trace
+
+
+@pytest.mark.parametrize("spectrum", ["flat", "steep", "steeper", "low rank"])
+@pytest.mark.parametrize("n", [20, 24, 25, 200])
+def test_the_value_alone_is_the_same_value(n, spectrum):
+    x, reference = spread_features(n, deviations(spectrum, 24)), Reference.of(spread_features(300, np.ones(24), seed=1))
+    assert frechet_value(x, reference) == pytest.approx(frechet(x, reference).value, rel=1e-10)
+
+
+def test_a_reference_of_one_image_over_and_over_is_a_point():
+    x, point = spread_features(50, np.ones(4)), np.full((9, 4), 2.0)
+    expected = np.sum((x.mean(0) - 2) ** 2) + np.trace(np.cov(x.T))
+    assert frechet_value(x, Reference.of(point)) == pytest.approx(expected)
+    assert frechet(x, Reference.of(point)).value == pytest.approx(expected)
 
 
 def test_frechet_does_not_see_a_rotation_and_squares_a_scale():
@@ -124,25 +150,46 @@ def test_a_small_reference_adds_its_own_bias():
     assert np.mean([e.bias for e in estimates]) == pytest.approx(law, rel=0.1)
 
 
-MEAN = np.array([0.5, 0, 0, 0, 0, 0, 0, -0.3])
-DEVIATIONS = np.linspace(0.6, 1.6, 8)
-TRUTH = gaussian_distance(MEAN, np.diag(DEVIATIONS**2), np.zeros(8), np.eye(8))
+def test_the_bias_is_the_second_order_term_summed_over_all_pairs():
+    """Against the double sum as it is derived, in the eigenbasis that SciPy finds."""
+    x, covariance = spread_features(300, np.geomspace(0.05, 2, 6)), np.diag(np.linspace(0.5, 1.5, 6))
+    root = np.sqrt(covariance)
+    values, vectors = scipy.linalg.eigh(root @ np.cov(x.T) @ root)
+    s, squares = np.sqrt(values), ((x - x.mean(0)) @ root @ vectors) ** 2
+    variance = (squares.T @ squares / 300 - np.diag(s**4)) / 300
+    expected = np.trace(np.cov(x.T)) / 300 + np.sum(variance / np.outer(s, s) / np.add.outer(s, s)) / 2
+    assert frechet(x, exact_gaussian(np.zeros(6), covariance)).bias == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("reference_images", [None, 200])
-def test_intervals_cover_the_true_distance(reference_images):
-    """95% intervals at N = 16 D, with an exact reference and with one that is a sample itself."""
+@pytest.mark.parametrize("s", [np.array([3.0]), np.geomspace(1e-9, 0.05, 40), np.linspace(1, 2, 9)])
+def test_the_sum_of_exponentials_is_the_reciprocal(s):
+    rates, weights = exponential_sum(s)
+    decays = np.exp(-np.outer(s, rates))
+    np.testing.assert_allclose(decays * weights @ decays.T, 1 / np.add.outer(s, s), rtol=1e-7)
+
+
+def gaussian_cell(dims: int) -> tuple[np.ndarray, np.ndarray, float]:
+    """Mean and deviations of a Gaussian, and its distance from N(0, I)."""
+    mean, spread = np.zeros(dims), np.linspace(0.6, 1.6, dims)
+    mean[0], mean[-1] = 0.5, -0.3
+    return mean, spread, gaussian_distance(mean, np.diag(spread**2), np.zeros(dims), np.eye(dims))
+
+
+@pytest.mark.parametrize(("dims", "n", "references"), [(8, 128, None), (8, 128, 200), (24, 384, None), (8, 512, None)])
+def test_intervals_cover_the_true_distance(dims, n, references):
+    """95% intervals at N >= 16 D, with an exact reference and with one that is a sample itself."""
+    mean, spread, truth = gaussian_cell(dims)
     rng = np.random.default_rng(1)
     covered, values, errors = 0, [], []
     for _ in range(200):
         estimate = frechet(
-            MEAN + rng.standard_normal((128, 8)) * DEVIATIONS,
-            exact_gaussian(np.zeros(8), np.eye(8))
-            if reference_images is None
-            else Reference.of(rng.standard_normal((reference_images, 8))),
+            mean + rng.standard_normal((n, dims)) * spread,
+            exact_gaussian(np.zeros(dims), np.eye(dims))
+            if references is None
+            else Reference.of(rng.standard_normal((references, dims))),
         )
         low, high = estimate.interval()
-        covered += low <= TRUTH <= high
+        covered += low <= truth <= high
         values.append(estimate.value)
         errors.append(estimate.stderr)
     assert 0.90 <= covered / 200 <= 0.99
@@ -193,3 +240,51 @@ def test_a_small_reference_must_bring_its_features():
     moments_only = Reference(moments(spread_features(500, np.ones(4))))
     with pytest.raises(DataError, match="moments only"):
         frechet(spread_features(100, np.ones(4)), moments_only)
+
+
+# --- without the bias of finite N ---
+
+
+@pytest.mark.parametrize("extrapolated", [frechet_richardson, frechet_infinity])
+def test_extrapolation_removes_the_bias_and_knows_its_error(extrapolated):
+    mean, spread, truth = gaussian_cell(6)
+    reference = exact_gaussian(np.zeros(6), np.eye(6))
+    rng = np.random.default_rng(5)
+    plain, found = [], []
+    for _ in range(150):
+        x = mean + rng.standard_normal((240, 6)) * spread
+        plain.append(frechet(x, reference).value)
+        found.append(extrapolated(x, reference))
+    values = np.array([estimate.value for estimate in found])
+    error = values.std(ddof=1) / math.sqrt(len(values))
+    assert np.mean(plain) - truth > 3 * error  # there is a bias to remove
+    assert abs(values.mean() - truth) < 3 * error
+    assert np.mean([estimate.stderr for estimate in found]) == pytest.approx(values.std(ddof=1), rel=0.15)
+    assert 0.90 <= np.mean([low <= truth <= high for low, high in (e.interval() for e in found)]) <= 0.99
+
+
+def test_richardson_doubles_the_whole_less_the_mean_of_its_halves():
+    x, reference = spread_features(90, np.ones(4)), Reference.of(spread_features(1000, np.ones(4) * 1.2, seed=1))
+    estimate, whole = frechet_richardson(x, reference), frechet(x, reference)
+    halves = frechet(x[::2], reference).value, frechet(x[1::2], reference).value
+    assert estimate.value == pytest.approx(2 * whole.value - sum(halves) / 2, rel=1e-12)
+    assert estimate.bias is None and estimate.corrected == estimate.value
+    assert estimate.stderr == whole.stderr
+
+
+def test_infinity_is_a_function_of_its_seed():
+    x, reference = spread_features(200, np.ones(4)), Reference.of(spread_features(2000, np.ones(4) * 1.2, seed=1))
+    first, again, other = (frechet_infinity(x, reference, seed=seed) for seed in (0, 0, 1))
+    assert first.value == again.value and np.array_equal(first.influence, again.influence)
+    assert first.value != other.value
+    assert first.stderr == pytest.approx(standard_error(first.influence))
+    assert first.stderr > frechet(x, reference).stderr  # subsets weigh images unevenly
+
+
+def test_infinity_of_a_law_without_noise_is_its_intercept(monkeypatch):
+    """Where FD = 3 + 50 / N exactly, the line finds 3."""
+    monkeypatch.setattr("isocost.scoring.frechet.frechet_value", lambda x, reference: 3 + 50 / len(x))
+    reference = exact_gaussian(np.zeros(4), np.eye(4))
+    assert frechet_infinity(spread_features(500, np.ones(4)), reference).value == pytest.approx(3)
+    with pytest.raises(SpecError, match="points: 2"):
+        frechet_infinity(spread_features(500, np.ones(4)), reference, points=2)

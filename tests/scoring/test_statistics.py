@@ -5,7 +5,8 @@ import pytest
 
 from isocost.errors import DataError
 from isocost.scoring import statistics
-from isocost.scoring.statistics import Moments, Reference, cubic_kernel, merge, moments
+from isocost.scoring.kernels import cubic_kernel
+from isocost.scoring.statistics import Moments, Reference, merge, moments
 
 
 def features(n: int, dims: int, seed: int = 0) -> np.ndarray:
@@ -75,6 +76,28 @@ def test_the_factor_squares_to_the_covariance_and_drops_rounding():
     assert Reference.of(np.ones((5, 8))).factor.shape == (8, 0)
 
 
+@pytest.mark.parametrize("n", [50, 5])
+def test_products_with_the_factor_use_its_shape(n):
+    """A Cholesky factor where the covariance has full rank, else scaled eigenvectors: the products are those of R."""
+    reference = Reference.of(features(n, 8))
+    factor, rows = reference.factor, features(11, 8, seed=1)
+    assert (factor.shape == (8, 8) and not np.triu(factor, 1).any()) == (n == 50)
+    columns = np.random.default_rng(2).standard_normal((factor.shape[1], 3))
+    np.testing.assert_allclose(reference.spread(columns), factor @ columns, rtol=1e-12)
+    np.testing.assert_allclose(reference.seen(rows), rows @ factor, rtol=1e-12)
+    symmetric, before = rows.T @ rows, (rows.T @ rows).copy()
+    lower = np.tril(reference.seen_moments(symmetric))
+    np.testing.assert_allclose(lower, np.tril(factor.T @ symmetric @ factor), rtol=1e-11, atol=1e-11)
+    assert np.array_equal(symmetric, before)
+
+
+def test_the_second_moments_are_symmetric_over_several_tiles(monkeypatch):
+    monkeypatch.setattr(statistics, "TILE", 5)
+    m2 = moments(features(40, 13)).m2
+    assert np.array_equal(m2, m2.T)
+    np.testing.assert_allclose(m2 / 39, np.cov(features(40, 13).T), rtol=1e-12)
+
+
 def test_the_factor_is_computed_once():
     reference = Reference.of(features(50, 8))
     assert reference.factor is reference.factor
@@ -83,15 +106,22 @@ def test_the_factor_is_computed_once():
 def test_kernel_means_match_the_direct_sums_over_several_blocks(monkeypatch):
     monkeypatch.setattr(statistics, "BLOCK", 16)
     x, y = features(50, 4), features(37, 4, seed=1)
-    to_y, to_x = statistics.cross_kernel_means(x, y)
+    to_y, to_x = statistics.cross_kernel_means(x, y, cubic_kernel)
     direct = ((x[:, None] * y).sum(-1) / 4 + 1) ** 3
     np.testing.assert_allclose(to_y, direct.mean(1), rtol=1e-12)
     np.testing.assert_allclose(to_x, direct.mean(0), rtol=1e-12)
     own = cubic_kernel(x, x)
     np.fill_diagonal(own, 0)
-    np.testing.assert_allclose(statistics.other_kernel_means(x), own.sum(1) / 49, rtol=1e-12)
+    np.testing.assert_allclose(statistics.other_kernel_means(x, cubic_kernel), own.sum(1) / 49, rtol=1e-12)
 
 
-def test_moments_alone_have_no_kernel_means():
+def test_what_a_reference_computes_once_is_kept_by_its_arguments():
+    reference = Reference.of(features(50, 4))
+    first = reference.once(np.quantile, 0.5)
+    assert first == np.quantile(reference.features, 0.5) and reference.once(np.quantile, 0.5) is first
+    assert reference.once(np.quantile, 0.1) < first
+
+
+def test_moments_alone_have_no_features_to_compute_with():
     with pytest.raises(DataError, match="moments only"):
-        _ = Reference(Moments(10, np.zeros(2), np.eye(2))).kernel_means
+        Reference(Moments(10, np.zeros(2), np.eye(2))).once(np.quantile, 0.5)

@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 
 from isocost.errors import DataError, SpecError
+from isocost.scoring.frechet import frechet
+from isocost.scoring.kernels import cmmd, kid
+from isocost.scoring.statistics import Reference
 from isocost.scoring.uncertainty import (
     Difference,
     Estimate,
@@ -14,6 +17,7 @@ from isocost.scoring.uncertainty import (
     mean_estimate,
     paired_difference,
     ties,
+    total_error,
 )
 
 
@@ -85,6 +89,51 @@ def test_what_cannot_be_paired_is_refused():
         paired_difference(a, mean_estimate(values(1.0), unit="w"))
 
 
+def against_a_sample(value: float, seed: int, references: int = 25, influence_seed: int = 0) -> Estimate:
+    """100 images and a reference set that is a sample itself."""
+    influence, of_references = values(0.0, seed=influence_seed), values(0.0, references, seed=seed)
+    stderr = total_error(influence, of_references)
+    return Estimate(value, stderr, None, 100, influence, False, "u", reference_influence=of_references)
+
+
+def test_a_reference_that_is_a_sample_adds_to_a_paired_difference():
+    a, b = against_a_sample(5, seed=1), against_a_sample(3, seed=2)
+    shared = (a.reference_influence - b.reference_influence).std(ddof=1) / 5
+    assert paired_difference(a, b).stderr == pytest.approx(shared)  # the images' influence is the same
+    assert paired_difference(a, b, fixed_reference=True).stderr == 0
+    c = against_a_sample(3, seed=2, influence_seed=7)
+    images = (a.influence - c.influence).std(ddof=1) / 10
+    assert paired_difference(a, c).stderr == pytest.approx(math.hypot(images, shared))
+    assert paired_difference(a, c, fixed_reference=True).stderr == pytest.approx(images)
+    assert paired_difference(a, against_a_sample(3, seed=1)).stderr == 0
+
+
+def test_references_that_are_not_the_same_are_refused():
+    a = against_a_sample(5, seed=1)
+    with pytest.raises(DataError, match="one reference set"):
+        paired_difference(a, against_a_sample(3, seed=1, references=26))
+    alone = Estimate(3.0, 1.0, None, 100, a.influence, False, "u")
+    with pytest.raises(DataError, match="in both estimates or in neither"):
+        paired_difference(a, alone)
+    assert paired_difference(a, alone, fixed_reference=True).stderr == 0
+
+
+@pytest.mark.parametrize("metric", [frechet, kid, cmmd])
+def test_paired_errors_hold_where_the_reference_is_drawn_anew(metric):
+    """200 images, 230 references: the spread of a difference over both, and how much of it the images alone make."""
+    rng = np.random.default_rng(0)
+    total, images_alone = [], []
+    for _ in range(200):
+        reference, noise = Reference.of(rng.standard_normal((230, 8))), rng.standard_normal((200, 8))
+        other = 1.15 * noise + 0.15 + 0.3 * rng.standard_normal((200, 8))
+        a, b = metric(1.3 * noise + 0.3, reference), metric(other, reference)
+        total.append(paired_difference(a, b))
+        images_alone.append(paired_difference(a, b, fixed_reference=True).stderr)
+    spread = np.std([difference.value for difference in total], ddof=1)
+    assert np.mean([difference.stderr for difference in total]) == pytest.approx(spread, rel=0.12)
+    assert np.mean(images_alone) < 0.98 * np.mean([difference.stderr for difference in total])
+
+
 @pytest.mark.parametrize(("higher", "probability"), [(True, 0.9772499), (False, 0.0227501)])
 def test_probability_follows_the_metrics_direction(higher, probability):
     assert Difference(2.0, 1.0, higher).probability == pytest.approx(probability, abs=1e-6)
@@ -117,3 +166,12 @@ def test_images_to_rank_scales_with_the_squared_gap():
     assert images_to_rank(near, zero) == pytest.approx((1.959964 * noise.std(ddof=1) / 0.1) ** 2)
     assert images_to_rank(near, zero) == pytest.approx(4 * images_to_rank(far, zero))
     assert images_to_rank(zero, zero) == math.inf
+
+
+def test_images_to_rank_leaves_room_for_the_reference():
+    a, b = against_a_sample(2, seed=1), against_a_sample(0, seed=2, influence_seed=7)
+    images = paired_difference(a, b, fixed_reference=True).stderr
+    references = math.sqrt(paired_difference(a, b).stderr ** 2 - images**2)
+    n = images_to_rank(a, b)
+    assert math.hypot(images * math.sqrt(100 / n), references) == pytest.approx(2 / 1.959964)
+    assert images_to_rank(against_a_sample(0.1, seed=1), b) == math.inf

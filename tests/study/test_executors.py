@@ -44,6 +44,18 @@ def test_every_task_is_done_once_and_reported(tmp_path, workers):
     assert sorted(done) == [(i, str(i)) for i in range(5)]
 
 
+def linger(folder: str, name: str) -> None:
+    """Work until it was seen that somebody looks on."""
+    while not Path(folder, "looked").exists():
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_progress_is_looked_at_while_tasks_are_at_work(tmp_path, workers):
+    tasks = [(str(tmp_path), "a"), (str(tmp_path), "b")]
+    run_tasks(linger, tasks, workers=workers, on_wait=(tmp_path / "looked").touch)
+
+
 def test_a_killed_worker_costs_its_task_only(tmp_path):
     run_tasks(die_once, [(str(tmp_path), "a"), (str(tmp_path), "b")], workers=2)
     assert (tmp_path / "a").exists() and (tmp_path / "b").exists()

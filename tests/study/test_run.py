@@ -28,7 +28,7 @@ from isocost.study.store import Store
 def contents(store: Path) -> dict[str, bytes]:
     """Every score (without its environment) and influence file of a store, by name."""
     found = {}
-    for path in sorted((store / "cells").glob("*/*")):
+    for path in sorted((store / "cells").glob("*/[!.]*")):  # a kill may leave the temporary file of a write
         if path.suffix == ".json":
             score = json.loads(path.read_text())
             score.pop("environment")

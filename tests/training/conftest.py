@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from isocost.encoders.precompute import LatentShards, precompute
+from isocost.encoders.latents import LatentShards
+from isocost.encoders.precompute import precompute
 from isocost.specs import DataSource, Ema, LrSchedule, ModelSpec, Optimizer, TrainSpec
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,10 +18,12 @@ import torch
 from safetensors.torch import load_file
 
 from isocost.errors import DataError, SpecError, TrainingError
+from isocost.processes import only_trainer
+from isocost.runlog import images_seen, read_log
 from isocost.specs import Ema, LrSchedule, ModelSpec, NoiseSchedule, Optimizer
 from isocost.training import loop, state
 from isocost.training.loop import batches, learning_rate, train
-from isocost.training.state import Checkpoint, read_log
+from isocost.training.state import Checkpoint
 
 FILES = ("ema.safetensors", "raw.safetensors", "optimizer.safetensors")
 
@@ -83,7 +86,7 @@ import sys
 sys.path.insert(0, {tests!r})
 import torch
 from conftest import tiny_spec
-from isocost.encoders.precompute import LatentShards
+from isocost.encoders.latents import LatentShards
 from isocost.training.loop import train
 torch.set_num_threads({threads})
 data = LatentShards({data!r})
@@ -112,7 +115,7 @@ def test_killed_at_any_moment_it_resumes_to_the_same_bits(data, make_spec, whole
     assert not list((tmp_path / "checkpoints").glob(".*"))
 
 
-def test_a_corrupt_checkpoint_is_named_and_passed_over(data, make_spec, whole, tmp_path):
+def test_a_corrupt_state_is_named_and_passed_over(data, make_spec, whole, tmp_path):
     with pytest.raises(SystemExit):
         train(make_spec(data), data, tmp_path, progress=stop_at(64), save_every_images=16, keep_last=3)
     damaged = tmp_path / "checkpoints" / "000000064" / "optimizer.safetensors"
@@ -126,13 +129,62 @@ def test_a_corrupt_checkpoint_is_named_and_passed_over(data, make_spec, whole, t
     assert contents(final) == contents(whole / "checkpoints" / "000000096") and log(tmp_path) == log(whole)
 
 
+def flip_last_byte(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
+@pytest.mark.parametrize("images", [32, 96])
+def test_a_corrupt_checkpoint_that_scores_hang_on_is_an_error_until_it_is_deleted_and_made_again(
+    data, make_spec, whole, tmp_path, images
+):
+    spec = make_spec(data)
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    damaged = run / "checkpoints" / f"{images:09d}"
+    flip_last_byte(damaged / "ema.safetensors")
+    message = rf"{images:09d}/ema\.safetensors: damaged.* delete {damaged} and run the same command again"
+    with pytest.raises(DataError, match=message):
+        loop.is_finished(run, spec)
+    with pytest.raises(DataError, match=message):
+        train(spec, data, run)
+    others = {path: path.stat().st_mtime_ns for path in run.glob("checkpoints/*/*") if path.parent != damaged}
+    shutil.rmtree(damaged)
+    assert not loop.is_finished(run, spec)
+    train(spec, data, run, save_every_images=32)
+    assert loop.is_finished(run, spec) and images_seen(run) == 96 and log(run) == log(whole)
+    for kept in loop.kept_checkpoints(run, spec):
+        assert (kept / "ema.safetensors").read_bytes() == (
+            whole / "checkpoints" / kept.name / "ema.safetensors"
+        ).read_bytes()
+    assert others.items() <= {path: path.stat().st_mtime_ns for path in run.glob("checkpoints/*/*")}.items()
+    assert not (run / loop.REPLAY).exists()
+
+
+def test_a_stopped_replay_goes_on(data, make_spec, whole, tmp_path):
+    spec = make_spec(data)
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    shutil.rmtree(run / "checkpoints" / "000000032")
+    seen = []
+    with pytest.raises(SystemExit):
+        train(spec, data, run, progress=stop_at(16))
+    train(spec, data, run, progress=lambda line: seen.append(line["images_seen"]))
+    assert seen == [24, 32]
+    assert loop.is_finished(run, spec)
+
+
+def test_looking_on_reads_no_weights(data, make_spec, whole, tmp_path):
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    flip_last_byte(run / "checkpoints" / "000000096" / "ema.safetensors")
+    assert images_seen(run) == 96 and len(loop.kept_checkpoints(run, make_spec(data))) == 2
+
+
 def test_retention(data, make_spec, whole, tmp_path):
     spec = make_spec(data, checkpoints=(16, 48, 96))
     train(spec, data, tmp_path, save_every_images=8, keep_last=2)
     held = {path.name: sorted(file.name for file in path.iterdir()) for path in state.checkpoints(tmp_path)}
     stripped, full = ["ema.safetensors", "spec.yaml", "state.json"], sorted([*FILES, "spec.yaml", "state.json"])
     assert held == {"000000016": stripped, "000000048": stripped, "000000088": full, "000000096": full}
-    assert loop.is_finished(tmp_path, spec) and loop.images_seen(tmp_path) == 96
+    assert loop.is_finished(tmp_path, spec) and images_seen(tmp_path) == 96
     assert [path.name for path in loop.kept_checkpoints(tmp_path, spec)] == ["000000016", "000000048", "000000096"]
     early = Checkpoint.load(tmp_path / "checkpoints" / "000000016")
     assert early.network("ema") is not None
@@ -141,7 +193,7 @@ def test_retention(data, make_spec, whole, tmp_path):
 
 
 def test_looking_on_at_a_run_that_has_not_begun(data, make_spec, tmp_path):
-    assert not loop.is_finished(tmp_path, make_spec(data)) and loop.images_seen(tmp_path) == 0
+    assert not loop.is_finished(tmp_path, make_spec(data)) and images_seen(tmp_path) == 0
     with pytest.raises(DataError, match="no checkpoint at 32 images seen"):
         loop.kept_checkpoints(tmp_path, make_spec(data))
 
@@ -293,7 +345,7 @@ def test_data_that_does_not_fit_is_refused(data, make_spec, make_data, tmp_path)
 def test_one_folder_one_run(data, make_spec, whole, tmp_path):
     with pytest.raises(TrainingError, match="a checkpoint of another spec"):
         train(make_spec(data, seed=4), data, whole)
-    with loop._only_process(tmp_path), pytest.raises(TrainingError, match="another process is training here"):
+    with only_trainer(tmp_path), pytest.raises(TrainingError, match="another process is training here"):
         train(make_spec(data), data, tmp_path)
 
 

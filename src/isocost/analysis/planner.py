@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from isocost.analysis.cells import COSTS, Cells, affordable, best_guidance
+from isocost.analysis.differences import Influence, comparer, tied
 from isocost.analysis.frames import DataFrame, Series
-from isocost.analysis.frontier import COSTS, Cells, Influence, affordable, best_guidance, comparer, tied
 from isocost.analysis.words import cost_name, full_label, listed, metric_name, short_label, with_error
 from isocost.specs import Budget
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 SAMPLERS = {"ddim": "DDIM", "ddpm": "DDPM", "dpmpp_2m": "DPM-Solver++ 2M", "euler": "Euler", "heun": "Heun"}
-METRICS = {"fd": "FD", "kid": "KID", "clip": "CLIP score", "cmmd": "CMMD", "is": "IS", "lpips": "LPIPS"}
+METRICS = {"fd": "FD", "fd-infinity": "FD∞", "kid": "KID", "clip": "CLIP score", "cmmd": "CMMD", "is": "IS"}
 UNITS = {"paper": "units of paper cost", "gflops": "GFLOPs", "seconds": "seconds"}
 COST_AXES = {
     "paper": "paper cost per image",

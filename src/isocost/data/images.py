@@ -20,6 +20,7 @@ from isocost.specs import digest_of
 
 IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff", "ppm")
 SIDECAR_EXTENSIONS = ("txt", "json", "jsonl", "csv", "md")
+ORIENTATION = 0x0112  # the EXIF tag
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,21 @@ class CaptionedImages(Sequence[CaptionedImage]):
         part, place = self._locate(index)
         image = decode_image(part.image_bytes(place), part.where(place))
         return CaptionedImage(part.key(place), image, self.caption(index), part.metadata(place))
+
+    def decoded(self, index: int) -> Decoded:
+        """An image with what was done to make it RGB; its caption is not read."""
+        part, place = self._locate(index)
+        return decode(part.image_bytes(place), part.where(place))
+
+    def where(self, index: int) -> str:
+        """The file of an image, or its shard and key, for messages."""
+        part, place = self._locate(index)
+        return part.where(place)
+
+    def metadata(self, index: int) -> dict[str, Any]:
+        """What the sample's .json, or its line of metadata.jsonl, says."""
+        part, place = self._locate(index)
+        return part.metadata(place)
 
     def caption(self, index: int) -> str:
         part, place = self._locate(index)
@@ -230,38 +246,63 @@ def _caption_of(metadata: Mapping[str, Any]) -> str | None:
     return caption.strip() if isinstance(caption, str) else None
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """`pixels`: uint8 RGB [H,W,3]. `conversions`: what was done to the file's own pixels, none for plain 8-bit RGB.
+    `format`: the file's, as Pillow calls it ("PNG", "JPEG"), "" where there is no file."""
+
+    pixels: np.ndarray
+    conversions: tuple[str, ...] = ()
+    format: str = ""
+
+
 def decode_image(data: bytes, where: str) -> np.ndarray:
-    """Bytes of an image file -> uint8 RGB [H,W,3], by one rule for every kind of file.
+    """The pixels of `decode`, uint8 RGB [H,W,3]."""
+    return decode(data, where).pixels
+
+
+def decode(data: bytes, where: str) -> Decoded:
+    """Bytes of an image file -> RGB pixels, by one rule for every kind of file.
 
     The camera's orientation (EXIF) is applied; transparency is laid on white; grey is repeated to three channels;
-    16-bit grey becomes round(v / 257); a palette is looked up; an animation is its first frame. Raises `DataError`.
+    16-bit grey becomes round(v / 257), 16-bit colour its high byte; a palette is looked up; CMYK and other colour
+    spaces are Pillow's conversion; an animation is its first frame. Raises `DataError`.
     """
     try:
         with Image.open(io.BytesIO(data)) as file:
-            image = ImageOps.exif_transpose(file)
-            return np.array(_to_rgb(image, where))
+            whole = ["first frame"] if getattr(file, "is_animated", False) else []
+            whole += ["turned upright"] if file.getexif().get(ORIENTATION, 1) != 1 else []
+            whole += ["16-bit colour"] if _is_deep_png(data) and not file.mode.startswith("I") else []
+            image, conversion = _to_rgb(ImageOps.exif_transpose(file), where)
+            return Decoded(np.array(image), (*whole, *([conversion] if conversion else [])), file.format or "")
     except UnidentifiedImageError:
         raise DataError(f"{where}: not an image: its content is of no format that Pillow reads") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{where}: not an image that can be read: {' '.join(str(error).split())}") from None
 
 
-def _to_rgb(image: Image.Image, where: str) -> Image.Image:
+def _is_deep_png(data: bytes) -> bool:
+    """Whether these are the bytes of a PNG with 16 bits a channel, which Pillow reads as 8 where it has colour."""
+    return data[:8] == b"\x89PNG\r\n\x1a\n" and data[24:25] == b"\x10"
+
+
+def _to_rgb(image: Image.Image, where: str) -> tuple[Image.Image, str]:
+    """The image in RGB, and the name of what was done ("" where nothing was)."""
     if image.mode == "RGB" and "transparency" not in image.info:
-        return image
+        return image, ""
     if image.mode.startswith("I"):
         # Pillow's own conversion of 16-bit grey clips everything above 255 to white.
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
             raise DataError(f"{where}: 32-bit pixel values; images have 8 or 16 bits a channel")
-        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB"), "16-bit grey"
     if image.mode == "F":
         raise DataError(f"{where}: floating-point pixel values; images have 8 or 16 bits a channel")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+        return Image.alpha_composite(white, image).convert("RGB"), "transparency"
+    return image.convert("RGB"), {"L": "grey", "1": "grey", "P": "palette"}.get(image.mode, image.mode)
 
 
 def square(image: np.ndarray, resolution: int) -> np.ndarray:

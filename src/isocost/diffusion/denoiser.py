@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -27,6 +27,17 @@ if TYPE_CHECKING:
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(x [N, C, H, W], timesteps int64 [N], context [N, L, D]) -> prediction [N, C, H, W]."""
+Predict = Callable[[Tensor, int], Tensor]
+"""(x [B, C, H, W], timestep) -> prediction [R * B, C, H, W], for R contexts an image that were bound before."""
+
+
+@runtime_checkable
+class BindingNetwork(Protocol):
+    """A network that computes what follows from the contexts alone once, for a whole trajectory."""
+
+    def bind(self, context: Tensor, rows_per_image: int) -> Predict:
+        """context [R * B, L, D]: the B images under each of R = rows_per_image contexts, one after the other."""
+        ...
 
 
 def add_noise(x0: Tensor, noise: Tensor, alpha_cumprod: float | Tensor) -> Tensor:
@@ -79,14 +90,14 @@ def to_epsilon(prediction: str, output: Tensor, x_t: Tensor, alpha_cumprod: floa
 
 
 class Denoiser:
-    """A network, its schedule and what it predicts, as D(x, t, context) -> denoised x0.
+    """A network, its schedule and what it predicts, as D(x, t) -> denoised x0 for contexts that were bound.
 
     `evaluations` counts network evaluations an image since the denoiser was made: a call in which each image has one
-    row adds 1; guidance puts each image twice in a call, and adds 2. Gradients are left to the caller.
+    row adds 1; guidance gives each image two rows in a call, and adds 2. Gradients are left to the caller.
     Raises `SpecError` for epsilon on a schedule with zero terminal SNR.
     """
 
-    def __init__(self, network: Network, schedule: NoiseSchedule, prediction: str) -> None:
+    def __init__(self, network: Network | BindingNetwork, schedule: NoiseSchedule, prediction: str) -> None:
         _check_prediction(prediction)
         if prediction == "epsilon" and schedule.zero_terminal_snr:
             raise SpecError(
@@ -98,15 +109,32 @@ class Denoiser:
         self.prediction = prediction
         self.evaluations = 0
 
-    def __call__(self, x: Tensor, t: int, context: Tensor, rows_per_image: int = 1) -> Tensor:
-        """x [N, C, H, W] at timestep t (0..T-1), context [N, L, D] -> x0 [N, C, H, W] in the dtype of x.
+    def bind(self, context: Tensor, rows_per_image: int = 1) -> Predict:
+        """D(x, t) under contexts [R * B, L, D], R = rows_per_image: the images under the first, then the next.
 
-        One network call on N rows, which are N / rows_per_image images.
+        D takes x [B, C, H, W] and a timestep 0..T-1, and gives x0 [R * B, C, H, W] in the dtype of x, by one call.
         """
-        timesteps = torch.full((x.shape[0],), t, dtype=torch.int64, device=x.device)
-        output = self.network(x, timesteps, context).to(x.dtype)
-        self.evaluations += rows_per_image
-        return to_x0(self.prediction, output, x, alpha_cumprod_at(self.schedule, t))
+        predict = _bind(self.network, context, rows_per_image)
+
+        def denoise(x: Tensor, t: int) -> Tensor:
+            output = predict(x, t).to(x.dtype)
+            self.evaluations += rows_per_image
+            rows = x.repeat(rows_per_image, 1, 1, 1)
+            return to_x0(self.prediction, output, rows, alpha_cumprod_at(self.schedule, t))
+
+        return denoise
+
+
+def _bind(network: Network | BindingNetwork, context: Tensor, rows_per_image: int) -> Predict:
+    """`network.bind`, or for a network that has none a function that gives it the contexts at each call."""
+    if isinstance(network, BindingNetwork):
+        return network.bind(context, rows_per_image)
+
+    def predict(x: Tensor, t: int) -> Tensor:
+        timesteps = torch.full((context.shape[0],), t, dtype=torch.int64, device=x.device)
+        return network(x.repeat(rows_per_image, 1, 1, 1), timesteps, context)
+
+    return predict
 
 
 def from_unet(unet: UNet2DConditionModel) -> Network:

@@ -8,6 +8,7 @@ schedule (Heun apart, which refuses it).
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -44,9 +45,8 @@ def ddpm(
     """
     for k, (t, s) in enumerate(pairs):
         now, then = level(schedule, t), level(schedule, s)
-        ratio, added = now.alpha / then.alpha, _added_variance(now, then)
-        x0 = D(x, t)
-        x = (ratio * then.sigma**2 / now.sigma**2) * x + (then.alpha * added / now.sigma**2) * x0
+        added = _added_variance(now, then)
+        x = _posterior_mean(x, D(x, t), now, then)
         large = variance == "large" and s != END
         yield (x := _with_noise(x, math.sqrt(added if large else _small_variance(now, then)), step_noise, k))
 
@@ -60,13 +60,55 @@ def dpmpp_2m(D: Denoise, x: Tensor, pairs: Pairs, schedule: NoiseSchedule) -> It
     x0_last, h_last = None, math.inf
     for t, s in pairs:
         now, then = level(schedule, t), level(schedule, s)
-        h = then.half_log_snr - now.half_log_snr
-        x0 = slope = D(x, t)
-        if x0_last is not None and then.sigma > 0:
-            slope = x0 + h / (2 * h_last) * (x0 - x0_last)
-        x = (then.sigma / now.sigma) * x - then.alpha * math.expm1(-h) * slope
+        x0, h = D(x, t), _log_snr_step(now, then)
+        x = _exponential_step(x, _extrapolated(x0, x0_last, h, h_last), now, then)
         x0_last, h_last = x0, h
         yield x
+
+
+def dpmpp_2m_sde(
+    D: Denoise, x: Tensor, pairs: Pairs, schedule: NoiseSchedule, step_noise: StepNoise
+) -> Iterator[Tensor]:
+    """SDE-DPM-Solver++(2M) (arXiv 2211.01095, section 3.4): `ddpm` with the extrapolated image of `dpmpp_2m`.
+
+    For the paper's factors sigma_s/sigma_t e^-h, alpha_s (1 - e^-2h) and sigma_s (1 - e^-2h)^(1/2) are those of the
+    posterior q(x_s | x_t, x0): a first-order step is `ddpm`'s at its small variance.
+    """
+    x0_last, h_last = None, math.inf
+    for k, (t, s) in enumerate(pairs):
+        now, then = level(schedule, t), level(schedule, s)
+        x0, h = D(x, t), _log_snr_step(now, then)
+        x = _posterior_mean(x, _extrapolated(x0, x0_last, h, h_last), now, then)
+        x0_last, h_last = x0, h
+        yield (x := _with_noise(x, math.sqrt(_small_variance(now, then)), step_noise, k))
+
+
+def unipc(D: Denoise, x: Tensor, pairs: Pairs, schedule: NoiseSchedule) -> Iterator[Tensor]:
+    """UniPC of order 2 with B(h) = e^h - 1 (arXiv 2302.04867, Algorithms 1 and 2, data prediction: "bh2").
+
+    Its predictor is the step of `dpmpp_2m`. The denoised image at the next timestep, before it serves the next step,
+    corrects the step that led there, so a step is one call. The last step is first order, and is not corrected.
+    """
+    x0_last, h_last, correct = None, math.inf, None
+    for t, s in pairs:
+        now, then = level(schedule, t), level(schedule, s)
+        x0, h = D(x, t), _log_snr_step(now, then)
+        x = correct(x0) if correct else x
+        correct = functools.partial(_corrected_step, x, x0, x0_last, h_last, now, then)
+        slope = x0 if s == END else _extrapolated(x0, x0_last, h, h_last)
+        x0_last, h_last = x0, h
+        yield (x := _exponential_step(x, slope, now, then))
+
+
+def lcm(D: Denoise, x: Tensor, pairs: Pairs, schedule: NoiseSchedule, step_noise: StepNoise) -> Iterator[Tensor]:
+    """Multistep consistency sampling (arXiv 2310.04378, Algorithm 3): denoise, then add fresh noise; the last denoises.
+
+    For networks distilled to give the image from any timestep. D is the plain denoiser: the boundary scalings of a
+    consistency model are left out, of which c_skip is under 1e-5 from timestep 16 up.
+    """
+    for k, (t, s) in enumerate(pairs):
+        x0, then = D(x, t), level(schedule, s)
+        yield (x := x0 if s == END else _with_noise(then.alpha * x0, then.sigma, step_noise, k))
 
 
 def euler(D: Denoise, x: Tensor, pairs: Pairs, schedule: NoiseSchedule) -> Iterator[Tensor]:
@@ -105,6 +147,41 @@ def _euler_step(x: Tensor, x0: Tensor, now: Level, then: Level) -> Tensor:
     return then.alpha * x0 + then.sigma * _epsilon(x, x0, now)
 
 
+def _log_snr_step(now: Level, then: Level) -> float:
+    """h, a step in lambda = ln(alpha / sigma): positive, and infinite out of pure noise or to a clean image."""
+    return then.half_log_snr - now.half_log_snr
+
+
+def _exponential_step(x: Tensor, x0: Tensor, now: Level, then: Level) -> Tensor:
+    """The ODE's exact step where the denoised image stays x0 all along (DPM-Solver++, arXiv 2211.01095, eq. 8)."""
+    return (then.sigma / now.sigma) * x - then.alpha * math.expm1(-_log_snr_step(now, then)) * x0
+
+
+def _extrapolated(x0: Tensor, x0_last: Tensor | None, h: float, h_last: float) -> Tensor:
+    """The denoised image in the middle of a step of h, by the line through the last two, h_last apart."""
+    return x0 if x0_last is None or h == math.inf else x0 + h / (2 * h_last) * (x0 - x0_last)
+
+
+def _corrected_step(
+    x: Tensor, x0: Tensor, x0_last: Tensor | None, h_last: float, now: Level, then: Level, x0_then: Tensor
+) -> Tensor:
+    """UniC: the step from x again, now that the denoised image at its end is known."""
+    if x0_last is None:
+        return _exponential_step(x, x0 + (x0_then - x0) / 2, now, then)
+    h = _log_snr_step(now, then)
+    first = 1 / -h - 1 / math.expm1(-h)
+    second = 2 * (first / -h - 1 / (2 * math.expm1(-h)))
+    before = (first - second) / (1 + h_last / h)
+    slope = x0 + before * h / h_last * (x0 - x0_last) + (first - before) * (x0_then - x0)
+    return _exponential_step(x, slope, now, then)
+
+
+def _posterior_mean(x: Tensor, x0: Tensor, now: Level, then: Level) -> Tensor:
+    """Mean of q(x_s | x_t, x0)."""
+    ratio, added = now.alpha / then.alpha, _added_variance(now, then)
+    return (ratio * then.sigma**2 / now.sigma**2) * x + (then.alpha * added / now.sigma**2) * x0
+
+
 def _added_variance(now: Level, then: Level) -> float:
     """Variance of q(x_t | x_s): b = 1 - (alpha_t / alpha_s)^2, the "large" variance."""
     return 1 - (now.alpha / then.alpha) ** 2
@@ -128,21 +205,29 @@ def _two_calls_a_step(pairs: Pairs) -> list[int]:
 
 
 class Sampler(NamedTuple):
-    """A sampler with what planning needs of it. `settings`: which of eta, variance and step_noise it takes."""
+    """A sampler with what planning needs of it.
+
+    settings: which of eta, variance and step_noise it takes. ddim_steps: whether, at an eta, its steps are
+    x_s = alpha_s x0 + sigma_s eps, which is the step that CFG++ is defined for.
+    """
 
     run: Callable[..., Iterator[Tensor]]
     settings: tuple[str, ...] = ()
     stochastic: Callable[[float], bool] = lambda eta: False
+    ddim_steps: Callable[[float], bool] = lambda eta: False
     calls: Callable[[Pairs], list[int]] = _one_call_a_step
     starts_at_zero_snr: bool = True
 
 
 SAMPLERS: dict[str, Sampler] = {
-    "ddim": Sampler(ddim, ("eta", "step_noise"), stochastic=lambda eta: eta > 0),
+    "ddim": Sampler(ddim, ("eta", "step_noise"), stochastic=lambda eta: eta > 0, ddim_steps=lambda eta: eta == 0),
     "ddpm": Sampler(ddpm, ("variance", "step_noise"), stochastic=lambda eta: True),
     "dpmpp_2m": Sampler(dpmpp_2m),
-    "euler": Sampler(euler),
+    "dpmpp_2m_sde": Sampler(dpmpp_2m_sde, ("step_noise",), stochastic=lambda eta: True),
+    "euler": Sampler(euler, ddim_steps=lambda eta: True),
     "heun": Sampler(heun, calls=_two_calls_a_step, starts_at_zero_snr=False),
+    "lcm": Sampler(lcm, ("step_noise",), stochastic=lambda eta: True),
+    "unipc": Sampler(unipc),
 }
 VARIANCES = ("small", "large")
 

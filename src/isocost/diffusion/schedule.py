@@ -17,6 +17,7 @@ from isocost.errors import SpecError, lookup
 from isocost.specs import NoiseSchedule
 
 END = -1
+LCM_TIMESTEPS = 50
 Pairs = Sequence[tuple[int, int]]
 
 
@@ -42,7 +43,8 @@ class Level(NamedTuple):
 def alphas_cumprod(schedule: NoiseSchedule) -> np.ndarray:
     """alpha_cumprod at timesteps 0..T-1: float64 [T], strictly falling, read-only (it is cached).
 
-    `scaled_linear` is linear in sqrt(beta) (Stable Diffusion), `linear` in beta (DDPM, arXiv 2006.11239).
+    `scaled_linear` is linear in sqrt(beta) (Stable Diffusion), `linear` in beta (DDPM, arXiv 2006.11239), and
+    `squaredcos_cap_v2` the cosine of arXiv 2102.09672, eq. 17, with no beta over 0.999.
     """
     count, start, end = schedule.num_train_timesteps, schedule.beta_start, schedule.beta_end
     return _alphas_cumprod(schedule.kind, count, start, end, schedule.zero_terminal_snr)
@@ -52,8 +54,11 @@ def alphas_cumprod(schedule: NoiseSchedule) -> np.ndarray:
 def _alphas_cumprod(kind: str, count: int, start: float, end: float, zero_terminal_snr: bool) -> np.ndarray:
     if kind == "scaled_linear":
         betas = np.linspace(math.sqrt(start), math.sqrt(end), count) ** 2
-    else:
+    elif kind == "linear":
         betas = np.linspace(start, end, count)
+    else:
+        cosine = np.cos((np.linspace(0, 1, count + 1) + 0.008) / 1.008 * math.pi / 2) ** 2
+        betas = np.minimum(1 - cosine[1:] / cosine[:-1], 0.999)
     values = np.cumprod(1 - betas)
     if zero_terminal_snr:
         values = _rescale_to_zero_snr(values)
@@ -83,42 +88,57 @@ def level(schedule: NoiseSchedule, t: int) -> Level:
     return Level(math.sqrt(alpha_cumprod), math.sqrt(1 - alpha_cumprod))
 
 
-def _leading(count: int, steps: int) -> list[int]:
-    # Offset 1 as in Stable Diffusion's config; at `count` steps there is no room for it (diffusers runs off the end).
-    # Where steps do not divide count, diffusers rounds the stride down and so starts far below the top (at 600 of 1000
-    # for 600 steps, while x_T is pure noise); here each timestep is rounded down instead.
-    offset = 1 if steps < count else 0
+def _leading(count: int, steps: int, offset: int) -> list[int]:
+    # At `count` steps there is no room for an offset (diffusers runs off the end). Where steps do not divide count,
+    # diffusers rounds the stride down and so starts far below the top (at 600 of 1000 for 600 steps, while x_T is pure
+    # noise); here each timestep is rounded down instead.
+    offset = offset if steps < count else 0
     return [i * count // steps + offset for i in reversed(range(steps))]
 
 
-def _linspace(count: int, steps: int) -> list[int]:
+def _linspace(count: int, steps: int, offset: int) -> list[int]:
     # Counted from 0 up, so that halves round as in diffusers. One step starts at the top: there, at 0, the clean end.
     return [count - 1] if steps == 1 else np.linspace(0, count - 1, steps).round()[::-1].astype(int).tolist()
 
 
-def _trailing(count: int, steps: int) -> list[int]:
+def _trailing(count: int, steps: int, offset: int) -> list[int]:
     return [round(count * (steps - i) / steps) - 1 for i in range(steps)]
 
 
-SPACINGS: dict[str, Callable[[int, int], list[int]]] = {
+def _lcm(count: int, steps: int, offset: int) -> list[int]:
+    # The 50 timesteps that latent consistency models are distilled at, thinned out evenly from the top.
+    if steps > LCM_TIMESTEPS or count < LCM_TIMESTEPS:
+        raise SpecError(
+            f"spacing 'lcm' has {LCM_TIMESTEPS} timesteps, for {steps} steps of {count}: use spacing 'trailing'."
+        )
+    stride = count // LCM_TIMESTEPS
+    return [(LCM_TIMESTEPS - i * LCM_TIMESTEPS // steps) * stride - 1 for i in range(steps)]
+
+
+SPACINGS: dict[str, Callable[[int, int, int], list[int]]] = {
     "leading": _leading,
     "linspace": _linspace,
     "trailing": _trailing,
+    "lcm": _lcm,
 }
 
 
-def timestep_pairs(schedule: NoiseSchedule, steps: int, spacing: str) -> list[tuple[int, int]]:
+def timestep_pairs(schedule: NoiseSchedule, steps: int, spacing: str, steps_offset: int = 1) -> list[tuple[int, int]]:
     """A trajectory as pairs (t, s): a step from timestep t to s < t; each s is the next pair's t, and the last s is -1.
 
     Spacings are those of arXiv 2305.08891, Table 2: `leading` (never visits the last timestep; with one step it starts
-    at t = 1, so it is of no use there), `linspace` (visits both ends), `trailing` (starts at the last timestep).
-    Exact at every count, so no timestep repeats. Raises `SpecError` for an unknown spacing, or steps outside 1..T.
+    at t = steps_offset, so it is of no use there), `linspace` (visits both ends), `trailing` (starts at the last
+    timestep); and `lcm` (arXiv 2310.04378: at most 50 steps, among the 50 of the distillation).
+    Exact at every count, so no timestep repeats. Raises `SpecError` for an unknown spacing, steps outside 1..T, more
+    steps than the spacing has, or an offset that leads out of the schedule.
     """
     count = schedule.num_train_timesteps
     timesteps_of = lookup(SPACINGS, spacing, "spacing")
     if not 1 <= steps <= count:
         raise SpecError(f"steps: {steps} is outside 1..{count}, the schedule's num_train_timesteps.")
-    timesteps = timesteps_of(count, steps)
+    timesteps = timesteps_of(count, steps, steps_offset)
+    if timesteps[0] >= count:
+        raise SpecError(f"steps_offset {steps_offset} at {steps} steps starts at timestep {timesteps[0]} of {count}.")
     return list(zip(timesteps, [*timesteps[1:], END], strict=True))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from isocost.encoders.text import in_fixed_batches, resize
+from isocost.encoders.inputs import in_fixed_batches, resize
 from isocost.encoders.weights import (
     content_digest,
     load_into,

@@ -1,128 +1,153 @@
-"""A study's own encoders: an autoencoder and two CLIPs, for pictures that the shipped ones have never seen."""
+"""A study's own encoders: an autoencoder and two CLIPs, for pictures that the shipped ones have never seen.
+
+FOLDER/                      an encoder, its metrics.json and the log of its training: appears when all of it is done
+.FOLDER.part/                until then: log and state (`isocost.encoders.train.steps`), held by the one that trains
+"""
 
 from __future__ import annotations
 
 import functools
 import json
-import os
 import re
 import shutil
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from isocost import runlog
 from isocost.data.images import open_images, square_images
 from isocost.encoders.autoencoder import load_autoencoder, psnr
 from isocost.encoders.text import load_clip
-from isocost.encoders.train import (
-    AutoencoderSettings,
-    ClipSettings,
-    train_autoencoder,
-    train_clip,
-)
-from isocost.errors import SpecError
-from isocost.specs import DataSource
+from isocost.encoders.train import AutoencoderSettings, ClipSettings, train_autoencoder, train_clip
+from isocost.errors import SpecError, lookup
+from isocost.files import replace_folder
+from isocost.processes import only_trainer
+from isocost.specs import DataSource, EncoderTraining
 
-KINDS = ("autoencoder", "text_encoder", "extractor")
-"""What a study can train. The text encoder is the text tower of a CLIP that conditions; the extractor is a CLIP."""
-
+METRICS = "metrics.json"
 LARGEST_SHIFT = 1 / 16
 NAMES_A_SIDE = re.compile(r"\b(left|right|(counter|anti)?clockwise)\b", re.IGNORECASE)
 
 
-def to_stderr(line: str) -> None:
-    """Progress of a training: never on stdout, which may be read as JSON."""
-    print(line, file=sys.stderr, flush=True)
-
-
-def train_own(kind: str, source: DataSource, folder: Path, log: Callable[[str], None] = to_stderr) -> Path:
-    """Train one of `KINDS` on a source's training images; what lies in `folder` already is kept.
-
-    The folder appears when training is done, with metrics.json: PSNR on held-out images, or retrieval top-1 of
-    held-out images and captions. The CLIP that scores differs from the one that conditions in seed and width.
-    Raises `SpecError` for a source without `encoder_training`, or of scenes, whose encoders ship.
-    """
-    if (folder / "metrics.json").is_file():
-        return folder
-    if source.encoder_training is None or source.kind != "images":
-        raise SpecError("encoders 'own' need data.kind 'images' and data.encoder_training.")
-    training = _Augmented.of(source, seed=source.encoder_training.seed)
-    held_out = open_images(source.val, captions_required=kind != "autoencoder")
-    images = square_images(held_out, range(len(held_out)), source.resolution)
-    temporary = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.parent.mkdir(parents=True, exist_ok=True)
-    if kind == "autoencoder":
-        metrics = _autoencoder(source, training, images, temporary, log)
-    else:
-        metrics = _clip(kind, source, training, images, held_out.captions, temporary, log)
-    (temporary / "metrics.json").write_text(json.dumps(metrics, indent=1))
-    shutil.rmtree(folder, ignore_errors=True)
-    os.rename(temporary, folder)
-    return folder
-
-
-def _autoencoder(
-    source: DataSource, training: _Augmented, held_out: np.ndarray, folder: Path, log: Callable[[str], None]
-) -> dict[str, Any]:
-    asked = source.encoder_training
-    assert asked is not None
+def _autoencoder_settings(asked: EncoderTraining) -> AutoencoderSettings:
     settings = AutoencoderSettings(
         channels=(asked.channels, 2 * asked.channels, 2 * asked.channels),
         latent_channels=asked.latent_channels,
         images=asked.autoencoder_images,
         batch=min(asked.batch, 32),
     )
-    train_autoencoder(training.images, settings, asked.seed, folder, log)
-    rebuilt = load_autoencoder(folder)
-    return {"psnr_held_out": psnr(held_out, rebuilt.decode(rebuilt.encode(held_out))), "images": len(held_out)}
+    return replace(settings, statistics_images=min(settings.statistics_images, settings.images))
 
 
-def _clip(
-    kind: str,
-    source: DataSource,
-    training: _Augmented,
-    held_out: np.ndarray,
-    captions: list[str],
-    folder: Path,
-    log: Callable[[str], None],
-) -> dict[str, Any]:
-    asked = source.encoder_training
-    assert asked is not None
-    scores = kind == "extractor"
-    settings = ClipSettings(
-        text_hidden=asked.hidden + 32 * scores,
-        image_hidden=96 + 32 * scores,
+def _conditioning_settings(asked: EncoderTraining) -> ClipSettings:
+    return ClipSettings(
+        text_hidden=asked.hidden,
         vocabulary=asked.vocabulary,
         context_length=asked.context_length,
-        tokenizer_captions=training.count,
-        resolution=32,
         images=asked.clip_images,
         batch=min(4 * asked.batch, 256),
     )
-    train_clip(training.images, training.captions, settings, asked.seed + 1 + scores, folder, log)
+
+
+def _scoring_settings(asked: EncoderTraining) -> ClipSettings:
+    """Another width than the CLIP that conditions: no score comes from the network that a model was shown."""
+    conditioning = _conditioning_settings(asked)
+    return replace(conditioning, text_hidden=asked.hidden + 32, image_hidden=conditioning.image_hidden + 32)
+
+
+SETTINGS = {
+    "autoencoder": _autoencoder_settings,
+    "text_encoder": _conditioning_settings,
+    "extractor": _scoring_settings,
+}
+"""What a study can train. The text encoder is the text tower of a CLIP that conditions; the extractor is a CLIP."""
+KINDS = tuple(SETTINGS)
+
+
+def train_own(kind: str, source: DataSource, folder: Path) -> Path:
+    """Train one of `KINDS` on a source's training images; what lies in `folder` already is kept.
+
+    A training that was stopped goes on from its last state, to the same bits. The folder appears when training is done,
+    with metrics.json: PSNR on held-out images, or retrieval top-1 of held-out images and captions. The CLIP that scores
+    differs from the one that conditions in seed and width.
+
+    Raises `SpecError` for a source without `encoder_training`, or of scenes, whose encoders ship; `TrainingError` where
+    another process trains the same encoder.
+    """
+    if _is_trained(folder):
+        return folder
+    if source.encoder_training is None or source.kind != "images":
+        raise SpecError("encoders 'own' need data.kind 'images' and data.encoder_training.")
+    work = _workplace(folder)
+    work.mkdir(parents=True, exist_ok=True)
+    with only_trainer(work):
+        if not _is_trained(folder):  # another process may just have finished it
+            made = work / "made"
+            metrics = _train(kind, source, source.encoder_training, made, work)
+            (made / METRICS).write_text(json.dumps(metrics, indent=1))
+            shutil.copy(work / runlog.NAME, made)
+            replace_folder(made, folder)
+        shutil.rmtree(work)
+    return folder
+
+
+def images_seen(folder: Path) -> int:
+    """How far the training of the encoder in `folder` is; another process may be at it."""
+    return max(runlog.images_seen(folder), runlog.images_seen(_workplace(folder)))
+
+
+def images_to_see(kind: str, asked: EncoderTraining) -> int:
+    """What `images_seen` comes to in the end."""
+    settings = SETTINGS[kind](asked)
+    return settings.steps * settings.batch
+
+
+def _is_trained(folder: Path) -> bool:
+    return (folder / METRICS).is_file()
+
+
+def _workplace(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.part")
+
+
+def _train(kind: str, source: DataSource, asked: EncoderTraining, made: Path, work: Path) -> dict[str, Any]:
+    """Train into the folder `made`; what is measured on held-out images."""
+    settings = lookup(SETTINGS, kind, "kind of encoder")(asked)
+    seed = asked.seed + KINDS.index(kind)
+    training = _Augmented.of(source, seed=asked.seed)
+    shutil.rmtree(made, ignore_errors=True)
+    held_out = open_images(source.val, captions_required=kind != "autoencoder")
+    images = square_images(held_out, range(len(held_out)), source.resolution)  # a broken one is found before training
+    if isinstance(settings, AutoencoderSettings):
+        train_autoencoder(training.images, settings, seed, made, work=work)
+        return _reconstruction(made, images)
+    captions = held_out.captions
+    settings = replace(settings, tokenizer_captions=training.count)
+    train_clip(training.images, training.captions, settings, seed, made, work=work)
+    return _retrieval(made, images, captions)
+
+
+def _reconstruction(folder: Path, images: np.ndarray) -> dict[str, Any]:
+    autoencoder = load_autoencoder(folder)
+    return {"psnr_held_out": psnr(images, autoencoder.decode(autoencoder.encode(images))), "images": len(images)}
+
+
+def _retrieval(folder: Path, images: np.ndarray, captions: list[str]) -> dict[str, Any]:
     clip = load_clip(folder)
-    image, text = clip.image_features(held_out, normalised=True), clip.text_features(captions, normalised=True)
+    image, text = clip.image_features(images, normalised=True), clip.text_features(captions, normalised=True)
     found = (image @ text.T).argmax(axis=1)
     right = np.mean([captions[place] == captions[row] for row, place in enumerate(found)])
-    return {
-        "retrieval_top1_held_out": float(right),
-        "images": len(held_out),
-        "truncated": clip.count_truncated(captions),
-    }
+    truncated = clip.count_truncated(captions)
+    return {"retrieval_top1_held_out": float(right), "images": len(images), "truncated": truncated}
 
 
 @dataclass(frozen=True)
 class _Augmented:
     """Training images and captions by number, without end: shuffled each epoch, shifted a little, half mirrored.
 
-    An image whose caption names a side is never mirrored.
-
-    Image number i is a function of (seed, i).
+    An image whose caption names a side is never mirrored. Image number i is a function of (seed, i).
     """
 
     pixels: np.ndarray

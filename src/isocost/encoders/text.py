@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,9 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
-from torch.nn import functional
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from isocost.encoders.inputs import in_fixed_batches, resize
 from isocost.encoders.weights import (
     content_digest,
     load_into,
@@ -33,9 +32,10 @@ from isocost.encoders.weights import (
     write_weights,
 )
 from isocost.errors import DataError
+from isocost.models.cost import text_encoder_flops
 
 WEIGHTS = "model.safetensors"
-TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json")
+TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 START, END = "<|startoftext|>", "<|endoftext|>"
 OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 CACHE_BYTES = 2**26
@@ -67,7 +67,9 @@ def _vocabulary(letters: list[str], merges: list[tuple[str, str]]) -> dict[str, 
     return {token: number for number, token in enumerate(dict.fromkeys(tokens))}
 
 
-def _clip_tokenizer(vocabulary: dict[str, int], merges: list, context_length: int) -> CLIPTokenizer:
+def _clip_tokenizer(
+    vocabulary: dict[str, int], merges: list, context_length: int, pad_token: str = END
+) -> CLIPTokenizer:
     # vocab= and merges=, never vocab_file=: transformers 5 ignores the files and gives a vocabulary of two tokens.
     return CLIPTokenizer(
         vocab=vocabulary,
@@ -75,7 +77,7 @@ def _clip_tokenizer(vocabulary: dict[str, int], merges: list, context_length: in
         bos_token=START,
         eos_token=END,
         unk_token=END,
-        pad_token=END,
+        pad_token=pad_token,
         model_max_length=context_length,
     )
 
@@ -88,33 +90,48 @@ def save_tokenizer(tokenizer: CLIPTokenizer, folder: str | Path) -> Path:
     pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
     (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *pairs]) + "\n", encoding="utf-8")
-    marks = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
+    marks = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": tokenizer.pad_token}
     settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": tokenizer.model_max_length, **marks}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
     return folder
 
 
 def load_tokenizer(folder: Path) -> CLIPTokenizer:
-    """From vocab.json and merges.txt. Raises `DataError` naming a file that is missing or corrupt."""
+    """From vocab.json and merges.txt, or the tokenizer.json that transformers 5 writes instead.
+
+    Raises `DataError` naming a file that is missing or corrupt.
+    """
     try:
-        vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
-        lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
-        config = folder / "tokenizer_config.json"
-        settings = json.loads(config.read_text()) if config.is_file() else {}
-    except (OSError, ValueError) as error:
+        vocabulary, merges = _bpe_of(folder)
+        # Where both name a mark, transformers goes by special_tokens_map.json; Stable Diffusion 2 pads with "!" there.
+        settings: dict[str, Any] = {}
+        for name in ("tokenizer_config.json", "special_tokens_map.json"):
+            settings |= json.loads((folder / name).read_text()) if (folder / name).is_file() else {}
+    except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{folder}: tokenizer not readable ({error}); it needs vocab.json and merges.txt.") from None
-    merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
-    return _clip_tokenizer(vocabulary, merges, int(settings.get("model_max_length", 77)))
+    pad = settings.get("pad_token") or END
+    pad = pad["content"] if isinstance(pad, dict) else pad
+    return _clip_tokenizer(vocabulary, merges, int(settings.get("model_max_length", 77)), pad)
+
+
+def _bpe_of(folder: Path) -> tuple[dict[str, int], list]:
+    """Vocabulary and merges of a tokenizer's folder."""
+    if not (folder / "vocab.json").is_file() and (folder / "tokenizer.json").is_file():
+        model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+        return model["vocab"], [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
+    lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+    merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+    return json.loads((folder / "vocab.json").read_text(encoding="utf-8")), merges
 
 
 def _tokenizer_beside(folder: Path) -> CLIPTokenizer:
     """The tokenizer of a model's folder: inside it, or in a pipeline's `tokenizer/` next to it."""
-    inside = (folder / "vocab.json").is_file()
+    inside = any((folder / name).is_file() for name in ("vocab.json", "tokenizer.json"))
     return load_tokenizer(folder if inside else folder.parent / "tokenizer")
 
 
 def tokenize(tokenizer: CLIPTokenizer, captions: Sequence[str], length: int) -> torch.Tensor:
-    """int64 [N, length]: cut where too long (the end mark stays), padded with the end mark."""
+    """int64 [N, length]: cut where too long (the end mark stays), padded with the tokenizer's padding, the end mark."""
     rows = tokenizer(list(captions), padding="max_length", truncation=True, max_length=length, return_tensors="pt")
     return rows["input_ids"]  # type: ignore[return-value]
 
@@ -124,19 +141,10 @@ def count_truncated(tokenizer: CLIPTokenizer, captions: Sequence[str], length: i
     return sum(len(row) > length for row in tokenizer(list(captions), truncation=False, verbose=False)["input_ids"])
 
 
-def in_fixed_batches(network: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor, size: int) -> np.ndarray:
-    """fp32 rows of `network`, called on batches of `size` rows only: no result depends on how many rows there are."""
-    results = []
-    with torch.no_grad():
-        for batch in rows.split(size):
-            padded = torch.cat([batch, batch[:1].expand(size - len(batch), *batch.shape[1:])])
-            results.append(network(padded)[: len(batch)].float().cpu().numpy())
-    return np.concatenate(results)
-
-
 def _tokenizer_identity(tokenizer: CLIPTokenizer) -> list[Any]:
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-    return [model["vocab"], [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]]
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+    return [model["vocab"], merges, *([] if tokenizer.pad_token == END else [tokenizer.pad_token])]
 
 
 # --- conditioning ---
@@ -184,10 +192,7 @@ class TextEncoder:
     @cached_property
     def flops(self) -> int:
         """Forward FLOPs (2 a multiply-add) of one prompt of L tokens."""
-        config = CLIPTextConfig(**{**self.module.config.to_dict(), "attn_implementation": "eager"})
-        with torch.device("meta"), FlopCounterMode(display=False) as counter:
-            CLIPTextModel(config).eval()(input_ids=torch.zeros(1, self.context_shape[0], dtype=torch.long))
-        return int(counter.get_total_flops())
+        return text_encoder_flops(self.module, self.context_shape[0])
 
     def save(self, folder: str | Path, tokenizer_folder: str | Path | None = None) -> Path:
         """Write config, weights under old-style names (`text_model.…`, which every transformers version reads) and
@@ -314,16 +319,6 @@ class ClipScorer:
 
 def _unit(features: np.ndarray) -> np.ndarray:
     return features / np.linalg.norm(features, axis=1, keepdims=True)
-
-
-def resize(images: torch.Tensor, size: int) -> torch.Tensor:
-    """[N, C, H, W] in [0, 1] -> [N, C, size, size]: shorter side by antialiased bicubic, then the central square."""
-    height, width = images.shape[2:]
-    if (height, width) != (size, size):
-        shape = [round(side * size / min(height, width)) for side in (height, width)]
-        images = functional.interpolate(images, shape, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
-    top, left = ((side - size) // 2 for side in images.shape[2:])
-    return images[:, :, top : top + size, left : left + size]
 
 
 def load_clip(ref: str | Path, device: str = "cpu") -> ClipScorer:

@@ -40,7 +40,7 @@ def locate(ref: str | Path, subfolder: str, files: tuple[str, ...]) -> Path:
             if (place / "config.json").is_file():
                 return place
         looked.append(str(folder))
-    if _HUB_ID.fullmatch(str(ref)) and not Path(ref).exists():
+    if is_hub_id(ref) and not Path(ref).exists():
         place = _from_hub(str(ref), subfolder, files)
         if place is not None:
             return place
@@ -49,6 +49,19 @@ def locate(ref: str | Path, subfolder: str, files: tuple[str, ...]) -> Path:
         f"encoder '{ref}': no config.json found in {', '.join(looked)}. Give a shipped name "
         f"({', '.join(shipped())}), a folder saved by `save_pretrained`, or a hub id that is cached or reachable."
     )
+
+
+def is_hub_id(ref: str | Path) -> bool:
+    """Whether `ref` has the form of a hub id, OWNER/NAME."""
+    return _HUB_ID.fullmatch(str(ref)) is not None
+
+
+def cached_file(repo: str, name: str) -> Path | None:
+    """A file of a hub repository in the local cache, where it is there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(repo, name)
+    return Path(path) if isinstance(path, str) else None
 
 
 def _offline() -> bool:
@@ -60,13 +73,15 @@ def _from_hub(repo: str, subfolder: str, files: tuple[str, ...]) -> Path | None:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     patterns = [pattern for name in files for pattern in (name, f"{subfolder}/{name}")]
+    # A cache may hold the config alone, which other programs fetch by itself.
+    needed = ["config.json", *(name for name in files if name.endswith(".safetensors"))]
     for cached_only in (True,) if _offline() else (True, False):
         try:
             folder = Path(snapshot_download(repo, allow_patterns=patterns, local_files_only=cached_only))
         except (LocalEntryNotFoundError, HfHubHTTPError, OSError):
             continue  # not cached, no such repository, or no network: the caller reports all places together
         for place in (folder, folder / subfolder):
-            if (place / "config.json").is_file():
+            if all((place / name).is_file() for name in needed):
                 return place
     return None
 
@@ -81,7 +96,12 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """A safetensors file, floats as fp32. Raises `DataError` naming the file."""
+    """A safetensors file, or its fp16 variant where that alone is there; floats as fp32.
+
+    Raises `DataError` naming the file.
+    """
+    half = path.with_name(f"{path.stem}.fp16{path.suffix}")
+    path = half if half.is_file() and not path.is_file() else path
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
@@ -115,7 +135,9 @@ def load_into(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], wher
         raise DataError(f"{where}: weights do not fit its config.json (first wrong name: {wrong}).")
 
 
-def content_digest(config: Mapping[str, Any], module: torch.nn.Module, extra: Any = None) -> str:
+def content_digest(
+    config: Mapping[str, Any], weights: torch.nn.Module | Mapping[str, torch.Tensor], extra: Any = None
+) -> str:
     """sha256 over the config (private keys, dtype and library version left out), `extra`, and all weights as fp32.
 
     So a moved or renamed folder keeps its digest, and so does one saved by another version of the library.
@@ -123,7 +145,8 @@ def content_digest(config: Mapping[str, Any], module: torch.nn.Module, extra: An
     passing = {"dtype", "torch_dtype", "transformers_version", "architectures"}
     kept = {name: value for name, value in config.items() if not name.startswith("_") and name not in passing}
     digest = hashlib.sha256(canonical_json([json.loads(json.dumps(kept, default=str)), extra]).encode())
-    for name, value in sorted(module.state_dict().items()):
+    tensors = weights.state_dict() if isinstance(weights, torch.nn.Module) else weights
+    for name, value in sorted(tensors.items()):
         array = value.detach().cpu()
         array = array.float() if array.is_floating_point() else array
         digest.update(f"{name} {tuple(array.shape)}".encode())

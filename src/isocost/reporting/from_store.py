@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from isocost.analysis.frontier import Cells, best_guidance
+from isocost.analysis.cells import Cells, best_guidance
+from isocost.analysis.words import full_label, guidance_name, number, sampler_name, steps_name
 from isocost.environment import environment
-from isocost.reporting.figures import Strip, attribute_name, paper_figures
+from isocost.reporting.figures import attribute_name
 from isocost.reporting.page import report
+from isocost.reporting.paper import paper_figures
+from isocost.reporting.strips import Strip
 from isocost.study import run
-from isocost.study.grid import Cell
+from isocost.study.grid import Cell, columns
 from isocost.study.run import Trained
 from isocost.study.store import Store
 
@@ -29,11 +33,12 @@ def write(store: Store, folder: Path, metric: str | None = None) -> Path:
     """
     trained = run.opened(store)
     table = run.table(store)
-    select_by = trained.study.evaluation.select_by
-    cells = best_guidance(table, metric or select_by, select_by)
+    select_by = run.metric_label(store, trained.study.evaluation.select_by)
+    metric = run.metric_label(store, metric) if metric else select_by
+    cells = best_guidance(table, metric, select_by)
     strips = study_strips(trained, cells)
     baselines = read_baselines(store)
-    paper_figures(table, cells, folder / "figures", baselines, {name: strip for name, (_, strip) in strips.items()})
+    paper_figures(table, cells, folder / "figures", baselines, strips)
     return report(
         table,
         study=trained.study,
@@ -43,6 +48,7 @@ def write(store: Store, folder: Path, metric: str | None = None) -> Path:
         accuracy_baselines=baselines,
         environment=environment(),
         influence=store.influence,
+        select_by=select_by,
     )
 
 
@@ -90,7 +96,7 @@ def by_size(shown: Pictures, rows: pd.DataFrame) -> Strip:
     """A row a member, at its most steps and the guidance chosen there."""
     most = rows.loc[rows.groupby("member")["steps"].idxmax()].sort_values("params")
     cells = [shown.by_key[key] for key in most["sample_key"]]
-    labels = [cell.label for cell in cells]
+    labels = [full_label(row) for row in most.to_dict("records")]
     return shown.rows(cells, labels, "Same prompts and same starting noise in every row.")
 
 
@@ -100,8 +106,9 @@ def by_guidance(shown: Pictures, member: str, sampler: str) -> Strip:
     steps = max(cell.plan.steps for cell in cells)
     chosen = sorted((c for c in cells if c.plan.steps == steps), key=lambda cell: cell.plan.guidance.scale)
     one_seed = [cell for cell in chosen if cell.seed == chosen[0].seed]
-    labels = [f"guidance {cell.plan.guidance.scale:g}" for cell in one_seed]
-    return shown.rows(one_seed, labels, f"{member}, {sampler}, {steps} steps; same prompts and noise in every row.")
+    labels = [guidance_name(cell.plan.guidance.scale) for cell in one_seed]
+    what = f"{member} with {sampler_name(columns(one_seed[0]))}, {steps_name(steps)}"
+    return shown.rows(one_seed, labels, f"{what}; same prompts and noise in every row.")
 
 
 def equal_cost(shown: Pictures, rows: pd.DataFrame, cells: Cells) -> Strip | None:
@@ -109,9 +116,9 @@ def equal_cost(shown: Pictures, rows: pd.DataFrame, cells: Cells) -> Strip | Non
     largest = rows[(rows["member"] == cells.members[-1]) & (rows["steps"] >= 2)]
     if largest.empty:
         return None
-    budget = largest["paper_cost"].min()
+    budget: Any = largest["paper_cost"].min()
     within = rows[rows["paper_cost"] <= budget * 1.001]
     chosen = within.loc[within.groupby("member")["steps"].idxmax()].sort_values("params")
-    labels = [f"{row.member} {row.steps} steps, cost {row.paper_cost:.2g}" for row in chosen.itertuples()]
+    labels = [f"{full_label(row)}, cost {number(row['paper_cost'], 2)}" for row in chosen.to_dict("records")]
     picked = [shown.by_key[key] for key in chosen["sample_key"]]
-    return shown.rows(picked, labels, f"At most {budget:.2g} units of the paper's cost an image.")
+    return shown.rows(picked, labels, f"At most {number(budget, 2)} units of the paper's cost an image.")

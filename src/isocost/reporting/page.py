@@ -11,21 +11,18 @@ from typing import Any
 
 import yaml
 
+from isocost.analysis.cells import COSTS, Cells, best_guidance
+from isocost.analysis.crossovers import Crossover, crossovers
+from isocost.analysis.differences import Influence
 from isocost.analysis.frames import DataFrame, Series
-from isocost.analysis.frontier import (
-    COSTS,
-    Cells,
-    Crossover,
-    Frontier,
-    Influence,
-    best_guidance,
-    crossovers,
-    frontier,
-)  # fmt: skip
+from isocost.analysis.frontier import Frontier, frontier
 from isocost.analysis.planner import Recommendation, plan_cells
 from isocost.analysis.words import UNITS, full_label, listed, metric_name, number, sampler_name, short_label, with_error
 from isocost.reporting import figures
-from isocost.reporting.figures import Bars, Plot, Strip, known_units
+from isocost.reporting.figures import known_units
+from isocost.reporting.interactive import plotly_json
+from isocost.reporting.plots import Bars, Plot
+from isocost.reporting.strips import Strip, data_uri
 from isocost.specs import Budget, Spec
 
 UNIT_NAMES = {"paper": "Paper cost", "gflops": "GFLOPs", "seconds": "Seconds"}
@@ -91,16 +88,18 @@ def report(
     influence: Influence | None = None,
     digests: Mapping[str, str] | None = None,
     filters: Mapping[str, Any] | None = None,
+    select_by: str | None = None,
 ) -> Path:
     """Write `folder`/report.html and return its path.
 
     `study`: the StudySpec, or its fields as a dict (`name` and `evaluation.select_by` are read; all of it is shown).
-    `metric` (default: the study's `select_by`) judges cells; `budget` sets the answer on top (default: no limit).
+    `select_by`: the table's own name of the metric that chooses guidance, where the study's could be several.
+    `metric` (default: that one) judges cells; `budget` sets the answer on top (default: no limit).
     `strips`: title -> images. `accuracy_baselines`: attribute -> {"chance", "ceiling"}. `digests`: further identities
     to show by name. Raises `SpecError` on a table with nothing to report.
     """
     fields = study.model_dump(mode="json") if isinstance(study, Spec) else dict(study)
-    select_by = str((fields.get("evaluation") or {}).get("select_by", "fd"))
+    select_by = select_by or str((fields.get("evaluation") or {}).get("select_by", "fd"))
     metric = metric or select_by
     best = best_guidance(table, metric, select_by, filters)
     offers = best_guidance(table, metric, select_by, filters, keep_unguided=True)
@@ -131,7 +130,7 @@ def report(
             notes=notes(table, best, views[0].front),
             left_out=list(dict.fromkeys(best.left_out)),
             plotly=_plotly_source(),
-            figures=_script_json({key: figures.plotly_json(plot) for key, plot in plots.items()}),
+            figures=_script_json({key: plotly_json(plot) for key, plot in plots.items()}),
         )
     )
     path = Path(folder) / "report.html"
@@ -168,8 +167,14 @@ def notes(table: DataFrame, cells: Cells, front: Frontier) -> list[str]:
             "Per-image values were not given, so differences are judged as if cells were scored on different images: "
             "more cells tie than need be."
         )
+    scored = table[table["metric"] == cells.metric]
+    if "captions_cut" in scored and scored["captions_cut"].max() > 0:
+        cut = f"{int(scored['captions_cut'].max()):,}"
+        found.append(f"{metric_name(cells.metric)} reads only the beginning of {cut} captions, too long for it.")
+    if "protocol" in scored and scored["protocol"].iloc[0]:
+        found.append(f"{metric_name(cells.metric)} is by the protocol {scored['protocol'].iloc[0]}.")
     found.append("Each tie and crossover is judged at 95% by itself, with no correction for how many are judged.")
-    if cells.metric.startswith("fd["):
+    if cells.metric.startswith("fd[") and not cells.metric.startswith("fd[fid-"):
         found.append(
             f"{metric_name(cells.metric)} is a Fréchet distance in this extractor's features, not the usual FID: "
             "compare it within this study only."
@@ -289,7 +294,7 @@ def _shown_strip(title: str, strip: Strip) -> dict[str, Any]:
                 "label": sides[row],
                 "cells": [
                     {
-                        "src": figures.data_uri(strip.grid[row, column]),
+                        "src": data_uri(strip.grid[row, column]),
                         "alt": ", ".join(filter(None, [sides[row], labels[column]])) or title,
                     }
                     for column in range(columns)

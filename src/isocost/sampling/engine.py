@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from isocost.diffusion.denoiser import Denoiser, Network, from_unet
-from isocost.diffusion.guidance import guide
+from isocost.diffusion.denoiser import BindingNetwork, Denoiser, Network, Predict, from_unet
 from isocost.diffusion.noise import Stream, batch_noise
+from isocost.diffusion.plans import evaluations_of, guided, pairs_of
 from isocost.diffusion.samplers import sample
-from isocost.diffusion.schedule import timestep_pairs
 from isocost.errors import SpecError
-from isocost.specs import EngineSpec, SamplingPlan
+from isocost.sampling.unet import LeanUNet
+from isocost.specs import CheckpointRef, EngineSpec, SamplingPlan
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+Networks = Network | BindingNetwork | Mapping[str, Network | BindingNetwork]
+"""A prepared network that serves all of a plan, or for each content digest of a plan's checkpoints its own."""
 
 
 @contextlib.contextmanager
@@ -31,50 +35,103 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def prepare(unet: nn.Module, engine: EngineSpec) -> Network:
+def prepare(unet: nn.Module, engine: EngineSpec) -> Network | BindingNetwork:
     """`unet` on the engine's device and dtype (compiled where the engine says so), as a network of fp32 tensors.
 
+    A lean engine takes the UNet's weights over: use the module for nothing else.
+
     Raises:
-        SpecError: the engine's device is not there.
+        SpecError: the engine's device is not there, or a lean engine does not know a part of the UNet.
     """
     if engine.device == "cuda" and not torch.cuda.is_available():
         raise SpecError("engine.device is 'cuda' but torch sees no GPU: set engine.device to 'cpu'.")
-    dtype = DTYPES[engine.dtype]
     unet = unet.to(engine.device).eval().requires_grad_(False)
+    if engine.network == "lean":
+        return LeanNetwork(unet, engine)
+    dtype = DTYPES[engine.dtype]
     if dtype != torch.float32:
         unet = unet.to(dtype=dtype)
-    run = from_unet(torch.compile(unet) if engine.compiled else unet)  # pyright: ignore[reportArgumentType]
+    run = from_unet(_compiled(unet) if engine.compiled else unet)  # pyright: ignore[reportArgumentType]
 
-    def network(x: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+    def network(x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
         return run(x.to(dtype), timestep, context.to(dtype)).float()
 
     return network
 
 
+def _compiled(module: nn.Module) -> nn.Module:
+    """Compiled at its first call, which takes minutes on two cores, and seconds where it was compiled before.
+
+    Kernels are kept in $TORCHINDUCTOR_CACHE_DIR, by default ~/.cache/isocost/compiled. They do not hold the weights:
+    all checkpoints of one member share them.
+    """
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "isocost" / "compiled"))
+    return torch.compile(module, dynamic=False)  # pyright: ignore[reportReturnType]
+
+
+class LeanNetwork:
+    """A UNet that computes keys, values and what a timestep adds once a trajectory.
+
+    bf16 is the weights'; the arithmetic is bf16 too where the device computes in it, and fp32 on processors that would
+    only imitate it, many times slower.
+    """
+
+    def __init__(self, unet: nn.Module, engine: EngineSpec) -> None:
+        self.unet = LeanUNet(unet.to(dtype=DTYPES[engine.dtype]))  # pyright: ignore[reportArgumentType]
+        if not computes_in(engine):
+            self.unet.float()
+        self.dtype = next(self.unet.parameters()).dtype
+        self.forward = _compiled(self.unet) if engine.compiled else self.unet
+        self.shifts: dict[int, list[Tensor]] = {}
+        self.sizes: set[torch.Size] = set()
+
+    def bind(self, context: Tensor, rows_per_image: int) -> Predict:
+        keys_values = self.unet.keys_values(context.to(self.dtype))
+
+        def predict(x: Tensor, t: int) -> Tensor:
+            if t not in self.shifts:
+                self.shifts[t] = self.unet.shifts(t)
+            inputs = x.to(self.dtype).repeat(rows_per_image, 1, 1, 1), keys_values, self.shifts[t]
+            if self.forward is not self.unet and x.shape[2:] not in self.sizes:
+                self.unet(*inputs)  # makes the matrices of small convolutions, which a compiled forward takes as given
+                self.sizes.add(x.shape[2:])
+            return self.forward(*inputs).float()
+
+        return predict
+
+
+def computes_in(engine: EngineSpec) -> bool:
+    """Whether the engine's device has arithmetic of the engine's dtype, rather than imitates it."""
+    return engine.dtype == "fp32" or engine.device == "cuda" or "AVX512" in torch.backends.cpu.get_cpu_capability()
+
+
 @torch.inference_mode()
 def sample_latents(
-    network: Network,
+    networks: Networks,
     plan: SamplingPlan,
     context: np.ndarray,
     null_context: np.ndarray,
     ids: Sequence[tuple[str, int]],
     latent_shape: tuple[int, int, int],
     engine: EngineSpec,
-) -> tuple[torch.Tensor, int]:
-    """Latents of one batch, and the network evaluations that each of its images took.
+) -> tuple[Tensor, dict[CheckpointRef, int]]:
+    """Latents of one batch, and the evaluations of each checkpoint that each of its images took.
 
     Args:
-        network: from `prepare`.
+        networks: from `prepare`.
         context: [n, L, D] text embeddings, n <= engine.batch.
         null_context: [L, D] embedding of the empty prompt.
         ids: n pairs (prompt id, replicate): what the noise of each row is keyed by.
         latent_shape: (C, h, w).
 
     Returns:
-        fp32 latents [n, C, h, w] on the engine's device, and evaluations an image.
+        fp32 latents [n, C, h, w] on the engine's device, and evaluations an image by checkpoint.
 
-    The network always sees engine.batch rows (twice that when guided): a short batch is padded with copies of its
+    A network always sees engine.batch rows (twice that when guided): a short batch is padded with copies of its
     last row, so that an image's bits do not depend on how many were left.
+
+    Raises:
+        SpecError: the plan cannot be run, or `networks` lacks one of its checkpoints.
     """
     count = len(ids)
     if not 0 < count <= engine.batch:
@@ -83,22 +140,20 @@ def sample_latents(
     padded_ids = [ids[i] for i in rows]
     device = torch.device(engine.device)
 
-    def noise(stream: Stream) -> torch.Tensor:
+    def noise(stream: Stream) -> Tensor:
         return torch.from_numpy(batch_noise(padded_ids, stream, latent_shape)).to(device)
 
-    denoiser = Denoiser(network, plan.schedule, plan.prediction)
-    guided = guide(
-        denoiser,
-        torch.from_numpy(context[rows]).to(device),
-        torch.from_numpy(null_context).to(device),
-        plan.guidance,
-    )
+    denoisers = {
+        checkpoint: Denoiser(_network_of(networks, checkpoint), plan.schedule, plan.prediction)
+        for checkpoint in evaluations_of(plan)
+    }
+    contexts = (torch.from_numpy(context[rows]).to(device), torch.from_numpy(null_context).to(device))
     states = sample(
         plan.sampler,
-        guided,
+        guided(plan, denoisers, *contexts),
         noise("x_T"),
         plan.schedule,
-        timestep_pairs(plan.schedule, plan.steps, plan.spacing),
+        pairs_of(plan),
         eta=plan.eta,
         variance=plan.variance,
         step_noise=lambda k: noise(("step", k)),
@@ -107,4 +162,12 @@ def sample_latents(
     for state in states:
         x = state
     assert x is not None
-    return x[:count], denoiser.evaluations
+    return x[:count], {checkpoint: denoiser.evaluations for checkpoint, denoiser in denoisers.items()}
+
+
+def _network_of(networks: Networks, checkpoint: CheckpointRef) -> Network | BindingNetwork:
+    if not isinstance(networks, Mapping):
+        return networks
+    if checkpoint.content_digest not in networks:
+        raise SpecError(f"the plan calls checkpoint {checkpoint.content_digest[:12]}, which was not loaded.")
+    return networks[checkpoint.content_digest]

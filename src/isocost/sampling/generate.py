@@ -8,28 +8,31 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from isocost.diffusion.denoiser import Network
 from isocost.encoders.autoencoder import Autoencoder
 from isocost.encoders.text import TextEncoder
-from isocost.errors import SpecError
-from isocost.sampling.engine import sample_latents, threads
+from isocost.sampling.checkpoints import require_empty_prompt
+from isocost.sampling.engine import Networks, sample_latents, threads
 from isocost.specs import EngineSpec, SamplingPlan
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """What turns prompts into images: a prepared network and the encoders it was trained with."""
+    """What turns prompts into images: prepared networks and the encoders they were trained with.
 
-    network: Network
+    network: of the plan's checkpoint; of a plan with several, content digest -> network.
+    caption_dropout: the least of theirs; None: unknown, as of other people's checkpoints.
+    """
+
+    network: Networks
     autoencoder: Autoencoder
     text_encoder: TextEncoder
     latent_shape: tuple[int, int, int]
-    caption_dropout: float
+    caption_dropout: float | None
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Images [n, H, W, 3] uint8, network evaluations an image, and seconds an image.
+    """Images [n, H, W, 3] uint8, network evaluations an image (of all checkpoints together), and seconds an image.
 
     Seconds hold everything from prompt to pixels; a prompt that this process has encoded before costs no text encoder.
     """
@@ -49,11 +52,7 @@ def generate(
     Raises:
         SpecError: a guided plan on a checkpoint trained without caption dropout, whose empty prompt means nothing.
     """
-    if plan.guidance.scale != 1 and pipeline.caption_dropout == 0:
-        raise SpecError(
-            f"guidance scale {plan.guidance.scale:g} needs a checkpoint trained with caption_dropout > 0; "
-            "this one was trained with 0. Use scale 1, or train with caption_dropout 0.1."
-        )
+    require_empty_prompt(plan, pipeline.caption_dropout)
     start = time.perf_counter()
     with threads(engine.threads):
         context = pipeline.text_encoder.encode([text for _, text, _ in prompts])
@@ -68,4 +67,4 @@ def generate(
             engine,
         )
         images = pipeline.autoencoder.decode(latents.cpu().numpy())
-    return Chunk(images, evaluations, (time.perf_counter() - start) / len(prompts))
+    return Chunk(images, sum(evaluations.values()), (time.perf_counter() - start) / len(prompts))

@@ -1,4 +1,4 @@
-"""How well an image shows what its prompt asks: CLIP score, and caption accuracy with its chance levels (float64)."""
+"""How well an image shows what was asked for: CLIP score and caption accuracy, similarity to a target (float64)."""
 
 from __future__ import annotations
 
@@ -9,26 +9,29 @@ from dataclasses import dataclass
 import numpy as np
 
 from isocost.errors import DataError, SpecError, lookup
-from isocost.scoring.statistics import check_features
+from isocost.scoring.statistics import check_features, row_lengths
 from isocost.scoring.uncertainty import Estimate, mean_estimate
 
 
 def clip_score(features: np.ndarray, text_features: np.ndarray) -> Estimate:
     """100 max(0, cos) of image features [N, D] and their captions' features [N, D], averaged (arXiv 2104.08718, without
     its factor 2.5). Raises `DataError` for bad features, other shapes, or a row of zeros."""
-    image = _unit_rows(check_features(features, "image features", rows=2), "image features")
-    text = _unit_rows(check_features(text_features, "text features", rows=2), "text features")
-    if image.shape != text.shape:
-        raise DataError(f"image features {list(image.shape)} and text features {list(text.shape)} do not pair up.")
-    return mean_estimate(100 * np.maximum((image * text).sum(axis=1), 0), unit="100 cos")
+    return mean_estimate(100 * np.maximum(_cosines(features, text_features, "text features"), 0), unit="100 cos")
 
 
-def _unit_rows(features: np.ndarray, what: str) -> np.ndarray:
-    rows = features.astype(np.float64)
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    if not norms.all():
-        raise DataError(f"{what}: row {int(np.argmin(norms))} is all zeros and has no direction.")
-    return rows / norms
+def similarity(features: np.ndarray, target_features: np.ndarray) -> Estimate:
+    """cos of image features [N, D] and those of each image's target [N, D], averaged, -1 to 1: with DINO's features the
+    subject fidelity "DINO", with CLIP's "CLIP-I" (arXiv 2208.12242, section 4.2). Raises as `clip_score` does."""
+    return mean_estimate(_cosines(features, target_features, "target features"), unit="cos")
+
+
+def _cosines(features: np.ndarray, others: np.ndarray, what: str) -> np.ndarray:
+    """cos of row n of the images' features and row n of the `others`, [N]."""
+    image, other = check_features(features, "image features", rows=2), check_features(others, what, rows=2)
+    if image.shape != other.shape:
+        raise DataError(f"image features {list(image.shape)} and {what} {list(other.shape)} do not pair up.")
+    unit, other_unit = image / row_lengths(image, "image features"), other / row_lengths(other, what)
+    return (unit * other_unit).sum(axis=1)
 
 
 Attributes = Mapping[str, Sequence[str | int]]  # attribute -> its K values, in the order of its logits

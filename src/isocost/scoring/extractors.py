@@ -153,40 +153,101 @@ def project(features: np.ndarray, dims: int) -> np.ndarray:
 # --- by name ---
 
 
-def clip_features(ref: str, device: str = "cpu") -> ClipFeatures:
-    """A CLIP as extractor: `ref` is a shipped asset's name, a folder or a hub id."""
+def clip_features(ref: str | Path, device: str = "cpu") -> ClipFeatures:
+    """A CLIP or OpenCLIP as extractor: `ref` is a shipped asset's name, a folder or a hub id."""
     from isocost.encoders.text import load_clip
 
     return ClipFeatures(name=Path(ref).name, clip=load_clip(ref, device))
 
 
-def attribute_logits(ref: str, device: str = "cpu") -> AttributeLogits:
+def attribute_logits(ref: str | Path, device: str = "cpu") -> AttributeLogits:
     """An attribute classifier as extractor: `ref` is a shipped asset's name or a folder. Runs on the CPU."""
     from isocost.encoders.classifier import load_classifier
 
     return AttributeLogits(name=Path(ref).name, classifier=load_classifier(ref))
 
 
+def _inception(ref: str, device: str = "cpu") -> Extractor:
+    from isocost.scoring.inception import load_inception
+
+    name, path = _split(ref)
+    return load_inception(name, path or None, device)
+
+
+def _efficientnet(ref: str, device: str = "cpu") -> Extractor:
+    from isocost.scoring.pretrained import efficientnet_features
+
+    return efficientnet_features(device)
+
+
+def _dinov2(ref: str, device: str = "cpu") -> Extractor:
+    from isocost.scoring.pretrained import dinov2_features
+
+    return dinov2_features(ref, device)
+
+
 EXTRACTORS: dict[str, Callable[..., Extractor]] = {
     "scenes-clip-score": clip_features,
     "scenes-attributes": attribute_logits,
+    "fid-tf": _inception,
+    "fid-clean": _inception,
+    "efficientnet-lite0": _efficientnet,
 }
+BY_PATH = ("fid-tf", "fid-clean")
+"""Extractors that take a file of weights: `fid-tf:FILE`."""
+
+MODEL_TYPES: dict[str, Callable[..., Extractor]] = {
+    "clip": clip_features,
+    "dinov2": _dinov2,
+    "isocost_attributes": attribute_logits,
+}
+"""How a folder or hub id is loaded, by the `model_type` of its config.json."""
 
 
 def load_extractor(ref: str | Path, dims: int | None = None, device: str = "cpu") -> Extractor:
-    """The extractor `ref`: a name of `EXTRACTORS` or the folder of a CLIP, projected to `dims` where given.
+    """The extractor that `ref` means, projected to `dims` where given.
 
-    `NAME-32` and `FOLDER-32` say dims=32. Raises `SpecError` for an unknown name or too many dims, `DataError` for
-    weights that are missing or corrupt.
+    `ref`: a name of `EXTRACTORS`, `fid-tf:FILE` or `fid-clean:FILE` for weights that lie elsewhere, or the folder or
+    hub id of a CLIP, an OpenCLIP or a DINOv2. Any of these with `-32` at its end says dims=32. Raises `SpecError` for
+    an unknown name or too many dims, `DataError` for weights that are missing or corrupt.
     """
     name = str(ref)
     if dims is None and not _known(name) and (match := re.fullmatch(r"(.+)-(\d+)", name)) and _known(match[1]):
         name, dims = match[1], int(match[2])
-    is_folder = name not in EXTRACTORS and Path(name).is_dir()
-    load = clip_features if is_folder else lookup(EXTRACTORS, name, "extractor")
-    extractor = load(name, device=device)
+    extractor = _load(name, device)
     return extractor if dims is None else Projected(extractor, dims)
 
 
+def _load(ref: str, device: str) -> Extractor:
+    name, _ = _split(ref)
+    if name in EXTRACTORS:
+        return EXTRACTORS[name](ref, device=device)
+    from isocost.encoders.weights import is_hub_id, locate, read_config
+
+    if not Path(ref).expanduser().is_dir() and not is_hub_id(ref):
+        lookup(EXTRACTORS, ref, "extractor")
+    folder = locate(ref, "clip", ("*.json", "model.safetensors", "merges.txt"))
+    kind = read_config(folder).get("model_type")
+    if kind not in MODEL_TYPES:
+        raise DataError(f"{folder}: config.json is of '{kind}'; known as extractors: {', '.join(MODEL_TYPES)}.")
+    return MODEL_TYPES[kind](ref, device=device)
+
+
 def _known(ref: str) -> bool:
-    return ref in EXTRACTORS or Path(ref).is_dir()
+    """Whether `ref` means an extractor as it stands, so that a number at its end is no projection."""
+    name, path = _split(ref)
+    if name in EXTRACTORS:
+        return not path or Path(path).expanduser().is_file()
+    return Path(ref).expanduser().is_dir() or _is_cached(ref)
+
+
+def _is_cached(ref: str) -> bool:
+    from isocost.encoders.weights import cached_file, is_hub_id
+
+    return is_hub_id(ref) and cached_file(ref, "config.json") is not None
+
+
+def _split(ref: str) -> tuple[str, str]:
+    """`fid-tf:FILE` -> ("fid-tf", FILE); any other ref with no file."""
+    name, _, path = ref.partition(":")
+    return (name, path) if name in BY_PATH else (ref, "")

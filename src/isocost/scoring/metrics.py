@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from isocost.errors import SpecError, lookup
-from isocost.scoring.agreement import caption_accuracy, clip_score
-from isocost.scoring.frechet import frechet
-from isocost.scoring.kernels import kid
+from isocost.scoring.agreement import caption_accuracy, clip_score, similarity
+from isocost.scoring.frechet import frechet, frechet_infinity
+from isocost.scoring.inception_score import inception_score
+from isocost.scoring.kernels import cmmd, cmmd_biased, kid
+from isocost.scoring.manifold import coverage, density, precision, recall
+from isocost.scoring.paired import paired_mean
 from isocost.scoring.uncertainty import Estimate
 
 
@@ -20,24 +24,55 @@ from isocost.scoring.uncertainty import Estimate
 class Metric:
     """`function` takes the inputs that `needs` names, as keywords, and returns one Estimate or several by name.
 
-    Inputs, row n for image n: `features` [N, D] of the images, `text_features` [N, D] of their captions by the same
-    extractor, `reference`, a classifier's `logits` and `attributes`, and what each prompt `wanted`.
+    Inputs, row n for image n: `features` [N, D] of the images, `text_features` [N, D] of their captions and
+    `target_features` [N, D] of their targets by the same extractor, `reference`, an Inception network's `class_logits`
+    [N, K], a classifier's `logits` and `attributes`, what each prompt `wanted`, and `paired` [N]: each image's value
+    beside its target's. `unit` is that of the estimate; `description` says in one line what is measured.
     `names_extractor`: its score is printed with the extractor, as in `fd[scenes-clip-score]`.
     """
 
     function: Callable[..., Estimate | dict[str, Estimate]]
     needs: tuple[str, ...]
-    higher_is_better: bool
+    unit: str
+    description: str
+    higher_is_better: bool = True
     names_extractor: bool = True
 
 
+def _of_pairs(unit: str, description: str, higher_is_better: bool = True) -> Metric:
+    """The mean of a comparison of each image with its target; its name says all, so no extractor is named."""
+    function = partial(paired_mean, unit=unit, higher_is_better=higher_is_better)
+    return Metric(function, ("paired",), unit, description, higher_is_better, names_extractor=False)
+
+
+SETS = ("features", "reference")
+
 METRICS: dict[str, Metric] = {
-    "fd": Metric(frechet, ("features", "reference"), higher_is_better=False),
-    "kid": Metric(kid, ("features", "reference"), higher_is_better=False),
-    "clip": Metric(clip_score, ("features", "text_features"), higher_is_better=True),
+    "fd": Metric(frechet, SETS, "Frechet distance", "Frechet distance (FID, of Inception's features)", False),
+    "fd-infinity": Metric(frechet_infinity, SETS, "Frechet distance", "fd, extrapolated to endless images", False),
+    "kid": Metric(kid, SETS, "squared MMD", "kernel distance: cubic, unbiased, all pairs", False),
+    "cmmd": Metric(cmmd, SETS, "1000 x squared MMD", "kernel distance: Gaussian, of CLIP features, unbiased", False),
+    "cmmd-biased": Metric(cmmd_biased, SETS, "1000 x squared MMD", "cmmd as published: grows for few images", False),
+    "precision": Metric(precision, SETS, "share of images", "images among the references (k = 3)"),
+    "recall": Metric(recall, SETS, "share of references", "references among the images (k = 3)"),
+    "density": Metric(density, SETS, "balls over k", "how densely images lie among the references (k = 5)"),
+    "coverage": Metric(coverage, SETS, "share of references covered", "references with an image nearby (k = 5)"),
+    "is": Metric(inception_score, ("class_logits",), "inception score", "how sure and how varied the classes are"),
+    "clip": Metric(clip_score, ("features", "text_features"), "100 cos", "CLIP score: an image and its caption"),
+    "similarity": Metric(similarity, ("features", "target_features"), "cos", "an image and its target: DINO, CLIP-I"),
     "accuracy": Metric(
-        caption_accuracy, ("logits", "wanted", "attributes"), higher_is_better=True, names_extractor=False
+        caption_accuracy,
+        ("logits", "wanted", "attributes"),
+        "accuracy",
+        "what captions ask for and a classifier finds",
+        names_extractor=False,
     ),
+    "psnr": _of_pairs("dB", "peak signal-to-noise ratio, RGB"),
+    "psnr-y": _of_pairs("dB of luma", "peak signal-to-noise ratio, luma"),
+    "ssim": _of_pairs("SSIM", "structural similarity, RGB"),
+    "ssim-y": _of_pairs("SSIM of luma", "structural similarity, luma"),
+    "lpips-alex": _of_pairs("LPIPS (alex)", "perceptual distance by AlexNet", higher_is_better=False),
+    "lpips-vgg": _of_pairs("LPIPS (vgg)", "perceptual distance by VGG16", higher_is_better=False),
 }
 
 

@@ -5,16 +5,25 @@ All of it is bitwise repeatable: rows are taken in order, in blocks of `BLOCK`, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, reduce
-from typing import Self
+from functools import cached_property
+from typing import Any, Self, TypeVar
 
 import numpy as np
+from scipy.linalg import eigh, get_blas_funcs, get_lapack_funcs
 
 from isocost.errors import DataError
 
+T = TypeVar("T")
 BLOCK = 1024
+TILE = 256
+
+syrk, trmm = get_blas_funcs(("syrk", "trmm"))  # of float64
+potrf, sygst = get_lapack_funcs(("potrf", "sygst"))
+
+Kernel = Callable[[np.ndarray, np.ndarray], np.ndarray]  # float64 rows x [N, D], y [M, D] -> [N, M], symmetric
 
 
 def check_features(features: np.ndarray, what: str = "features", rows: int = 1) -> np.ndarray:
@@ -36,6 +45,14 @@ def check_finite(features: np.ndarray, what: str = "features", first_row: int = 
         raise DataError(f"{what}: NaN or infinity in {len(bad)} image rows ({shown}): look at these images.")
 
 
+def row_lengths(features: np.ndarray, what: str = "features") -> np.ndarray:
+    """|x| of each row of features [N, D], float64 [N, 1], or a `DataError` for a row of zeros: it has no direction."""
+    lengths = np.sqrt(np.einsum("nd,nd->n", features, features, dtype=np.float64))[:, None]
+    if not lengths.all():
+        raise DataError(f"{what}: row {int(np.argmin(lengths))} is all zeros and has no direction.")
+    return lengths
+
+
 def blocks(chunks: Iterable[np.ndarray], size: int = BLOCK) -> Iterator[np.ndarray]:
     """The rows of `chunks` ([N_k, D] each) in order, as float64 blocks of `size` rows; the last may be shorter."""
     held: list[np.ndarray] = []
@@ -46,10 +63,10 @@ def blocks(chunks: Iterable[np.ndarray], size: int = BLOCK) -> Iterator[np.ndarr
             chunk = chunk[room:]
             room -= len(held[-1])
             if room == 0:
-                yield np.concatenate(held).astype(np.float64)
+                yield np.ascontiguousarray(np.concatenate(held, dtype=np.float64))
                 held, room = [], size
     if held:
-        yield np.concatenate(held).astype(np.float64)
+        yield np.ascontiguousarray(np.concatenate(held, dtype=np.float64))
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,9 +84,19 @@ class Moments:
     @property
     def covariance(self) -> np.ndarray:
         """Unbiased covariance M2 / (n - 1), [D, D]. Raises `DataError` for fewer than 2 images."""
+        return self.m2 / self.freedom
+
+    @property
+    def total_variance(self) -> float:
+        """Trace of the covariance."""
+        return float(np.trace(self.m2)) / self.freedom
+
+    @property
+    def freedom(self) -> int:
+        """n - 1, or a `DataError` for fewer than 2 images."""
         if self.n < 2:
             raise DataError(f"a covariance needs at least 2 images, found {self.n}.")
-        return self.m2 / (self.n - 1)
+        return self.n - 1
 
 
 def merge(a: Moments, b: Moments) -> Moments:
@@ -85,29 +112,44 @@ def merge(a: Moments, b: Moments) -> Moments:
 def moments(chunks: np.ndarray | Iterable[np.ndarray]) -> Moments:
     """Moments of features [N, D], or of a stream of chunks [N_k, D] that is never held whole.
 
-    Equal bits for equal rows, however they are cut: blocks of `BLOCK` rows are formed anew and merged in order. Raises
-    `DataError` for an empty stream and for rows that are not finite.
+    Equal bits for equal rows, however they are cut: blocks of `BLOCK` rows are formed anew, and each is added in order
+    by one symmetric product (the update of `merge`, its rank-one term as a row more). Raises `DataError` for an empty
+    stream and for rows that are not finite.
     """
-    chunks = [chunks] if isinstance(chunks, np.ndarray) else chunks
-    parts = (_block_moments(block, index * BLOCK) for index, block in enumerate(blocks(chunks)))
-    first = next(parts, None)
-    if first is None:
+    n, mean, m2 = 0, np.zeros(0), None
+    for block in blocks([chunks] if isinstance(chunks, np.ndarray) else chunks):
+        block_mean = block.mean(axis=0)
+        if not np.isfinite(block_mean).all():
+            check_finite(block, first_row=n)
+        if m2 is None:
+            mean, m2 = np.zeros_like(block_mean), np.zeros((len(block_mean),) * 2, order="F")
+        delta = block_mean - mean
+        rows = np.empty((len(block) + 1, len(mean)))
+        np.subtract(block, block_mean, out=rows[:-1])
+        rows[-1] = delta * math.sqrt(n * len(block) / (n + len(block)))
+        m2 = syrk(1.0, rows.T, beta=1.0, c=m2, overwrite_c=True)
+        n += len(block)
+        mean += delta * (len(block) / n)
+    if m2 is None:
         raise DataError("no features: the set of images is empty.")
-    return reduce(merge, parts, first)
+    return Moments(n, mean, mirrored(m2).T)
 
 
-def _block_moments(block: np.ndarray, first_row: int) -> Moments:
-    check_finite(block, first_row=first_row)
-    mean = block.mean(axis=0)
-    centred = block - mean
-    return Moments(len(block), mean, centred.T @ centred)
+def mirrored(upper: np.ndarray) -> np.ndarray:
+    """A symmetric matrix of which only the upper triangle was computed, whole; in place, by tiles that fit a cache."""
+    for start in range(0, len(upper), TILE):
+        stop = start + TILE
+        tile = upper[start:stop, start:stop]
+        tile[:] = np.triu(tile) + np.triu(tile, 1).T
+        upper[stop:, start:stop] = upper[start:stop, stop:].T
+    return upper
 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
     """What generated images are compared with: moments, and features [M, D] where its own uncertainty is wanted.
 
-    Build once with `Reference.of`, use for every cell: the factor and the kernel sums are cached on first use.
+    Build once with `Reference.of`, use for every cell: the factor, and what `once` computes, are kept from first use.
     """
 
     moments: Moments
@@ -127,17 +169,49 @@ class Reference:
     def dims(self) -> int:
         return self.moments.dims
 
-    @cached_property
+    @property
     def factor(self) -> np.ndarray:
-        """R [D, rank] with R R' = covariance; eigenvalues below D eps of the largest are rounding and left out."""
-        values, vectors = np.linalg.eigh(self.moments.covariance)
-        kept = values > self.dims * np.finfo(np.float64).eps * values[-1]
-        return vectors[:, kept] * np.sqrt(values[kept])
+        """R [D, rank] with R R' = covariance: its Cholesky factor, or, where it is singular to rounding, eigenvectors
+        times the roots of their eigenvalues, those below D eps of the largest left out."""
+        return self._factor[0]
 
     @cached_property
-    def kernel_means(self) -> np.ndarray:
-        """For each reference image the mean cubic kernel to all the others, [M]; needs `features`."""
-        return other_kernel_means(self.require_features())
+    def _factor(self) -> tuple[np.ndarray, bool]:
+        """R, and whether it is lower triangular: a product with it then takes half the work."""
+        covariance = self.moments.covariance
+        rounding = self.dims * np.finfo(np.float64).eps
+        lower, failed = potrf(covariance, lower=True)
+        if not failed and lower.diagonal().min() ** 2 > rounding * np.trace(covariance):
+            return lower, True
+        values, vectors = eigh(covariance, driver="evd", overwrite_a=True, check_finite=False)
+        kept = values > rounding * values[-1]
+        return vectors[:, kept] * np.sqrt(values[kept]), False
+
+    def spread(self, columns: np.ndarray) -> np.ndarray:
+        """R `columns` [rank, k] -> [D, k]."""
+        factor, triangular = self._factor
+        return trmm(1.0, factor, columns, lower=True) if triangular else factor @ columns
+
+    def seen(self, rows: np.ndarray) -> np.ndarray:
+        """`rows` [N, D] R -> [N, rank]."""
+        factor, triangular = self._factor
+        return trmm(1.0, factor, rows.T, lower=True, trans_a=True).T if triangular else rows @ factor
+
+    def seen_moments(self, m2: np.ndarray) -> np.ndarray:
+        """R' `m2` R [rank, rank] of a symmetric matrix [D, D]; its lower triangle, the rest is not to be read."""
+        factor, triangular = self._factor
+        return sygst(m2.T, factor, itype=2, lower=True)[0] if triangular else factor.T @ m2 @ factor
+
+    def once(self, function: Callable[..., T], *arguments: Hashable) -> T:
+        """`function(features, *arguments)`, computed at the first call and kept; needs `features`."""
+        key = (function, *arguments)
+        if key not in self._kept:
+            self._kept[key] = function(self.require_features(), *arguments)
+        return self._kept[key]
+
+    @cached_property
+    def _kept(self) -> dict[Any, Any]:
+        return {}
 
     def check_dims(self, dims: int) -> None:
         """Raise a `DataError` unless features of `dims` can be compared with this reference."""
@@ -151,40 +225,35 @@ class Reference:
         return self.features
 
 
-def cubic_kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """k(x, y) = (x.y / D + 1)^3 of float64 rows x [N, D], y [M, D] -> [N, M] (arXiv 1801.01401, section 4)."""
-    base = x @ y.T / x.shape[1] + 1
-    return base * base * base
-
-
-def cross_kernel_means(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def cross_kernel_means(x: np.ndarray, y: np.ndarray, kernel: Kernel) -> tuple[np.ndarray, np.ndarray]:
     """Mean kernel of each row of x [N, D] to all of y [M, D], and of each row of y to all of x: ([N], [M])."""
     x_sums, y_sums = np.zeros(len(x)), np.zeros(len(y))
-    for rows, x_block in _slices(x):
-        for columns, y_block in _slices(y):
-            kernel = cubic_kernel(x_block, y_block)
-            x_sums[rows] += kernel.sum(axis=1)
-            y_sums[columns] += kernel.sum(axis=0)
+    for rows, x_block in slices(x):
+        for columns, y_block in slices(y):
+            values = kernel(x_block, y_block)
+            x_sums[rows] += values.sum(axis=1)
+            y_sums[columns] += values.sum(axis=0)
     return x_sums / len(y), y_sums / len(x)
 
 
-def other_kernel_means(x: np.ndarray) -> np.ndarray:
+def other_kernel_means(x: np.ndarray, kernel: Kernel) -> np.ndarray:
     """Mean kernel of each row of x [N, D] to the N - 1 other rows, [N]; by symmetry from half the blocks."""
     sums = np.zeros(len(x))
-    for rows, a in _slices(x):
-        for columns, b in _slices(x):
+    for rows, a in slices(x):
+        for columns, b in slices(x):
             if columns.start < rows.start:
                 continue
-            kernel = cubic_kernel(a, b)
+            values = kernel(a, b)
             if columns == rows:
-                np.fill_diagonal(kernel, 0)
+                np.fill_diagonal(values, 0)
             else:
-                sums[columns] += kernel.sum(axis=0)
-            sums[rows] += kernel.sum(axis=1)
+                sums[columns] += values.sum(axis=0)
+            sums[rows] += values.sum(axis=1)
     return sums / (len(x) - 1)
 
 
-def _slices(x: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+def slices(x: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """Blocks of rows of x [N, D], float64, with their places, in order."""
     for start in range(0, len(x), BLOCK):
         rows = slice(start, min(start + BLOCK, len(x)))
-        yield rows, x[rows].astype(np.float64)
+        yield rows, x[rows].astype(np.float64, order="C")

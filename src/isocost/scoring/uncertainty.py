@@ -2,7 +2,8 @@
 
 The influence value of image i is how much the metric would move, to first order, if image i weighed more (the delta
 method; van der Vaart, Asymptotic Statistics, ch. 20). Centred, its deviation over sqrt(n) is the standard error, and
-the difference of two cells that share prompts and noise has the influence IF_A - IF_B.
+the difference of two cells that share prompts and noise has the influence IF_A - IF_B. A reference set that is itself a
+small sample has influence values of its own; both variances add, and cells with one reference set share those, too.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ class Estimate:
     `value` is the plug-in estimate, the number that other papers print. `bias` is its estimated second-order bias, None
     where the metric has none or n is too small to tell. Tables print `value`; intervals, differences and rankings use
     `corrected`. `influence` [n] (float64, centred, one value an image, in the order of the images) gives
-    stderr = sd(influence) / sqrt(n); where the reference set is itself a small sample, `stderr` holds its share too and
-    is larger. `valid` is False where n is too small for the value to be trusted.
+    stderr = sd(influence) / sqrt(n); where the reference set is itself a small sample of M images, `stderr` holds its
+    share sd(reference_influence) / sqrt(M) too, and is larger. `reference_influence` [M] is None where the reference
+    counts as exact, and where there is none. `valid` is False where n is too small for the value to be trusted.
     """
 
     value: float
@@ -38,6 +40,7 @@ class Estimate:
     higher_is_better: bool
     unit: str
     valid: bool = True
+    reference_influence: np.ndarray | None = None
 
     @property
     def corrected(self) -> float:
@@ -95,6 +98,12 @@ def standard_error(influence: np.ndarray) -> float:
     return float(np.std(influence, ddof=1) / math.sqrt(len(influence)))
 
 
+def total_error(influence: np.ndarray, reference_influence: np.ndarray | None) -> float:
+    """Standard error from influence values of images [n] and, where the reference is a sample, of references [M]."""
+    references = 0.0 if reference_influence is None else standard_error(reference_influence)
+    return math.hypot(standard_error(influence), references)
+
+
 def mean_estimate(
     values: np.ndarray, weights: np.ndarray | None = None, *, unit: str, higher_is_better: bool = True
 ) -> Estimate:
@@ -112,16 +121,34 @@ def mean_estimate(
     return Estimate(value, standard_error(influence), None, len(values), influence, higher_is_better, unit)
 
 
-def paired_difference(a: Estimate, b: Estimate) -> Difference:
-    """A - B of two cells scored on the same prompts and noise, image by image, against the same reference.
+def paired_difference(a: Estimate, b: Estimate, *, fixed_reference: bool = False) -> Difference:
+    """A - B of two cells scored on the same prompts and noise, image by image, against the same reference set.
 
-    Only the generated images' influence counts: the question is which cell is better by this reference set. For the
-    population behind a reference of few images the error is larger (1.5 times for a Frechet distance to 230 images).
-    Bias is taken off both or neither. Raises `DataError` unless both carry influence values of one length.
+    The error is that for other images and, where the reference set is a sample itself, for others of the same kind:
+    variance sd(IF_A - IF_B)^2 / n + sd(RIF_A - RIF_B)^2 / M. `fixed_reference` leaves the second term out, which asks
+    which cell is better by this very reference set. Bias is taken off both or neither. Raises `DataError` unless both
+    carry influence values of one length, and neither or both those of one reference set.
     """
+    shared = None if fixed_reference else _reference_gap(a, b)
+    return _difference(a, b, total_error(_image_gap(a, b), shared))
+
+
+def _image_gap(a: Estimate, b: Estimate) -> np.ndarray:
+    """IF_A - IF_B [n]."""
     if a.influence is None or b.influence is None or len(a.influence) != len(b.influence):
         raise DataError("a paired difference needs influence values of the same images in both estimates.")
-    return _difference(a, b, standard_error(a.influence - b.influence))
+    return a.influence - b.influence
+
+
+def _reference_gap(a: Estimate, b: Estimate) -> np.ndarray | None:
+    """RIF_A - RIF_B [M], None where the reference counts as exact."""
+    if a.reference_influence is None and b.reference_influence is None:
+        return None
+    if a.reference_influence is None or b.reference_influence is None:
+        raise DataError("a paired difference needs the reference's influence values in both estimates or in neither.")
+    if len(a.reference_influence) != len(b.reference_influence):
+        raise DataError("a paired difference needs one reference set, but these are of different sizes.")
+    return a.reference_influence - b.reference_influence
 
 
 def independent_difference(a: Estimate, b: Estimate) -> Difference:
@@ -154,8 +181,11 @@ def ties(estimates: Mapping[str, Estimate], level: float = 0.95) -> list[str]:
 
 
 def images_to_rank(a: Estimate, b: Estimate, level: float = 0.95) -> float:
-    """Images a cell until the interval of the paired difference excludes 0: (z sd(IF_A - IF_B) / difference)^2."""
-    difference = paired_difference(a, b)
-    if difference.value == 0:
-        return math.inf
-    return a.n * (quantile(level) * difference.stderr / difference.value) ** 2
+    """Images a cell until the interval of the paired difference excludes 0, by the same reference set.
+
+    With v the variance that the M references give, N = sd(IF_A - IF_B)^2 / ((difference / z)^2 - v); infinite where
+    more images cannot tell the cells apart, as the reference is too small.
+    """
+    images, total = paired_difference(a, b, fixed_reference=True), paired_difference(a, b)
+    room = (total.value / quantile(level)) ** 2 - (total.stderr**2 - images.stderr**2)
+    return a.n * images.stderr**2 / room if room > 0 else math.inf

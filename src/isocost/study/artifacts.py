@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file, save
 
 from isocost.data import scenes
-from isocost.data.images import open_images, square_images
-from isocost.data.prompts import REFERENCE_SEED
+from isocost.data.images import CaptionedImages, Decoded, open_images, square
+from isocost.data.prompts import REFERENCE_SEED, PromptList, listed, prompt_list
 from isocost.encoders.autoencoder import load_autoencoder
-from isocost.encoders.own import train_own
-from isocost.encoders.precompute import IMAGES_PER_SHARD, LatentShards, encode_share, precompute
+from isocost.encoders.latents import LatentShards
+from isocost.encoders.precompute import IMAGES_PER_SHARD, encode_share, precompute
 from isocost.encoders.text import load_text_encoder
 from isocost.models.cost import parameters
-from isocost.scoring.extractors import AttributeLogits, ClipFeatures, attribute_logits, clip_features
-from isocost.specs import CheckpointRef, DataSource, StudySpec, TrainSpec, digest_of
+from isocost.runlog import images_seen
+from isocost.scoring.evaluate import Against
+from isocost.scoring.extractors import Extractor
+from isocost.scoring.protocols import is_protocol, protocol_prompts
+from isocost.scoring.references import ReferenceSet, load_reference
+from isocost.scoring.sets import ImageSet, shared
+from isocost.scoring.streaming import Column, extract
+from isocost.specs import CheckpointRef, DataSource, Evaluation, StudySpec, TrainSpec, digest_of
+from isocost.study.encoders import train_encoders
 from isocost.study.executors import run_tasks
 from isocost.study.grid import Run
 from isocost.study.store import Store, write_atomically
@@ -56,15 +63,7 @@ def encoder_refs(study: StudySpec, store: Store, workers: int = 1, progress: Pro
         source = digest_of([_identity(study.data, "train"), training and training.canonical()])[:16]
         folder = store.path / "encoders" / source
         refs |= {kind: str(folder / kind) for kind in own}
-        done = 0
-
-        def on_done(*_: object) -> None:
-            nonlocal done
-            done += 1
-            progress("train encoders", done, len(own), "")
-
-        progress("train encoders", 0, len(own), ", ".join(own))
-        run_tasks(train_own, [(kind, study.data, folder / kind) for kind in own], workers=workers, on_done=on_done)
+        train_encoders(own, study.data, folder, workers, progress)
     return EncoderRefs(**refs, classifier=study.evaluation.classifier)
 
 
@@ -126,7 +125,7 @@ def train_runs(
     total = sum(run.spec.images for run in todo)
 
     def report(*_: object) -> None:
-        seen = [loop.images_seen(folder) for folder in folders]
+        seen = [images_seen(folder) for folder in folders]
         notes = [f"{run.model.name} {count / run.spec.images:.0%}" for run, count in zip(todo, seen, strict=True)]
         progress("train members", sum(seen), total, ", ".join(notes))
 
@@ -146,28 +145,78 @@ def kept_checkpoints(store: Store, run: Run) -> list[tuple[CheckpointRef, Path]]
 
 # --- real images ---
 
-
-def held_out_images(source: DataSource, count: int) -> np.ndarray:
-    """Up to `count` real images [n, H, W, 3] uint8 that no member was trained on, prepared as the training images."""
-    if source.kind == "scenes":
-        return scenes.draw(REFERENCE_SEED, range(count), source.resolution, source.scenes)
-    images = open_images(source.val, captions_required=False)
-    return square_images(images, range(min(count, len(images))), source.resolution)
+SCENES_AT_ONCE = 256
 
 
-def extractors_of(study: StudySpec, refs: EncoderRefs) -> tuple[ClipFeatures, AttributeLogits | None]:
-    """The CLIP that scores, and the attribute classifier where caption accuracy is asked for."""
-    judged = "accuracy" in study.evaluation.metrics
-    return clip_features(refs.extractor), attribute_logits(refs.classifier) if judged else None
+@dataclass(frozen=True, eq=False)
+class HeldOut(ImageSet):
+    """Up to `count` real images that no member was trained on, prepared as the training images."""
+
+    name: str
+    source: DataSource
+    count: int
+
+    @functools.cached_property
+    def _files(self) -> CaptionedImages:
+        return open_images(self.source.val, captions_required=False)
+
+    @functools.cached_property
+    def _scenes(self) -> Callable[[int], np.ndarray]:
+        """Scenes in blocks: drawing many at once is quicker."""
+
+        def draw(block: int) -> np.ndarray:
+            places = range(block * SCENES_AT_ONCE, (block + 1) * SCENES_AT_ONCE)
+            return scenes.draw(REFERENCE_SEED, places, self.source.resolution, self.source.scenes)
+
+        return shared(draw)
+
+    def __len__(self) -> int:
+        return self.count if self.source.kind == "scenes" else min(self.count, len(self._files))
+
+    def where(self, index: int) -> str:
+        return f"{self.name}: scene {index}" if self.source.kind == "scenes" else self._files.where(index)
+
+    def read(self, index: int) -> Decoded:
+        if self.source.kind == "scenes":
+            block, place = divmod(index, SCENES_AT_ONCE)
+            return Decoded(self._scenes(block)[place])
+        return Decoded(square(self._files.decoded(index).pixels, self.source.resolution))
 
 
-def reference_features(study: StudySpec, store: Store, extractor: ClipFeatures) -> tuple[str, np.ndarray]:
-    """Digest and features [n, D] (fp16 as stored) of the held-out real images, built once."""
-    source = study.data
-    held_out = source.model_copy(update={"images": study.evaluation.references, "seed": REFERENCE_SEED})
+def reference_set(study: StudySpec, store: Store, extractor: Extractor) -> ReferenceSet:
+    """The held-out real images in an extractor's features, built once and kept in the store."""
+    count = study.evaluation.references
+    held_out = study.data.model_copy(update={"images": count, "seed": REFERENCE_SEED})
     digest = digest_of([_identity(held_out, "val"), extractor.digest])
     path = store.path / "references" / f"{digest}.safetensors"
-    if not path.is_file():
-        features = extractor(held_out_images(source, study.evaluation.references)).astype(np.float16)
-        write_atomically(path, save({"features": features}))
-    return digest, load_file(path)["features"]
+    if path.is_file():
+        built = load_reference(path)
+        if built.made_by is not None:  # older files do not say what they are
+            return built
+    images = HeldOut(f"held-out images of {study.name}", study.data, count)
+    found, _ = extract(images, [Column("features", extractor)])
+    built = ReferenceSet(found["features"], extractor.name, extractor.digest, digest, images.name)
+    write_atomically(path, built.to_bytes())
+    return built
+
+
+def against(study: StudySpec, store: Store) -> Against:
+    """What a study is scored against: its `reference_files`, or its held-out images by whichever extractor."""
+    if study.evaluation.reference_files:
+        return given_references(study.evaluation)
+    return Against(make=lambda extractor: reference_set(study, store, extractor))
+
+
+def given_references(evaluation: Evaluation) -> Against:
+    """`reference_files`, read. Raises `DataError` naming one that is missing or corrupt."""
+    return Against([load_reference(path) for path in evaluation.reference_files])
+
+
+# --- prompts ---
+
+
+def prompts_of(name: str, source: DataSource) -> PromptList:
+    """The prompts called `name`: those of a protocol (`coco2014-30k:FOLDER`), or `data.prompts.prompt_list`'s."""
+    if is_protocol(name):
+        return listed(name.partition(":")[0], protocol_prompts(name))
+    return prompt_list(name, source)

@@ -18,6 +18,7 @@ from isocost.errors import IsocostError
 # A worker that dies (out of memory, killed) costs the task in hand, which is done again; more deaths than this in one
 # call mean that something is wrong with the machine, not with one worker.
 MOST_DEATHS = 3
+SECONDS_BETWEEN_WAITS = 0.5
 
 OnWait = Callable[[], None]
 OnDone = Callable[[int, Any], None]
@@ -38,6 +39,7 @@ def run_tasks(
 ) -> None:
     """Call `function(*task)` for every task, `workers` at a time; `on_done(place, result)` in the caller's process.
 
+    `on_wait` is called there too, twice a second while tasks are at work (from a thread, where they are at work there).
     The first error of a task stops the rest and is raised. A worker that dies is replaced and its task done again.
 
     Raises:
@@ -47,7 +49,8 @@ def run_tasks(
         # One thread here too: a task's bits must not depend on whether it had a process of its own.
         with one_thread():
             for place, task in enumerate(tasks):
-                result = function(*task)
+                with _calling(on_wait):
+                    result = function(*task)
                 if on_done:
                     on_done(place, result)
         return
@@ -79,7 +82,7 @@ def _run_pool(
         futures = {pool.submit(function, *task): place for place, task in remaining.items()}
         waiting = set(futures)
         while waiting:
-            done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
+            done, waiting = wait(waiting, timeout=SECONDS_BETWEEN_WAITS, return_when=FIRST_COMPLETED)
             for future in done:
                 result = future.result()
                 place = futures[future]
@@ -94,6 +97,24 @@ def _run_pool(
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _calling(on_wait: OnWait | None) -> Iterator[None]:
+    """Inside, a thread calls `on_wait` now and then."""
+    done = threading.Event()
+
+    def call() -> None:
+        while on_wait and not done.wait(SECONDS_BETWEEN_WAITS):
+            on_wait()
+
+    caller = threading.Thread(target=call, daemon=True)
+    caller.start()
+    try:
+        yield
+    finally:
+        done.set()
+        caller.join()
 
 
 @contextlib.contextmanager

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
-
-import numpy as np
 
 from isocost.data.prompts import PromptList
 from isocost.encoders.autoencoder import load_autoencoder
 from isocost.encoders.text import load_text_encoder
 from isocost.sampling.engine import prepare
 from isocost.sampling.generate import Pipeline, generate
-from isocost.scoring.extractors import AttributeLogits, ClipFeatures, attribute_logits, clip_features
+from isocost.scoring.measures import columns_of
 from isocost.specs import EngineSpec, SampleKey
 from isocost.study.artifacts import EncoderRefs, Progress, silent
 from isocost.study.executors import run_tasks
 from isocost.study.grid import Cell
+from isocost.study.measures import loaded
 from isocost.study.store import Store, StoredChunk
 from isocost.training.state import Checkpoint
 
@@ -34,8 +33,7 @@ class ChunkTask:
     checkpoint: Path
     refs: EncoderRefs
     prompts: tuple[tuple[str, str, int], ...]
-    features: bool
-    accuracy: bool
+    metrics: tuple[str, ...]
     keep_images: bool
 
 
@@ -70,21 +68,20 @@ def make_chunks(
     prompts: PromptList,
     images: int,
     *,
+    metrics: tuple[str, ...],
     workers: int,
-    accuracy: bool,
     keep_images: bool,
     progress: Progress = silent,
 ) -> None:
-    """Make every chunk that is missing for `images` images a cell.
+    """Make every chunk that is missing, or that lacks something, for `images` images a cell.
 
     Args:
         folders: content digest of a checkpoint -> its folder.
+        metrics: full names (`measures.metric_names`), for which the features of every image are kept.
     """
     for cell in cells:
         store.write_sample_key(cell.key)
-    wanted = [f"features/{feature_name(_clip(refs.extractor))}"]
-    wanted += [f"features/{feature_name(_classifier(refs.classifier))}"] if accuracy else []
-    wanted += ["images"] if keep_images else []
+    wanted = [f"features/{column.name}" for column in columns_of(loaded(metrics))] + (["images"] if keep_images else [])
     missing = missing_chunks(cells, store, images, wanted)
     texts = functools.cache(lambda index, batch: chunk_prompts(prompts, index, batch))
     tasks = [
@@ -96,8 +93,7 @@ def make_chunks(
                 checkpoint=folders[cell.checkpoint.content_digest],
                 refs=refs,
                 prompts=texts(index, cell.key.engine.batch),
-                features=True,
-                accuracy=accuracy,
+                metrics=metrics,
                 keep_images=keep_images,
             ),
         )
@@ -114,27 +110,25 @@ def make_chunks(
 
 
 def make_chunk(task: ChunkTask) -> None:
-    """Sample, decode, extract, store. Images go from decoder to extractors in memory."""
+    """Sample, decode, extract, store. Images go from decoder to extractors in memory; images that are stored are not
+    made again for the sake of another extractor."""
+    store, key = Store(task.store), task.key.digest
+    stored = store.read_chunk(key, task.index) if store.has_chunk(key, task.index, ["images"]) else None
+    made = stored or _sampled(task)
+    assert made.images is not None
+    missing = [column for column in columns_of(loaded(task.metrics)) if column.name not in made.features]
+    features = {column.name: column.function(made.images) for column in missing}
+    kept = made.images if task.keep_images else None
+    store.write_chunk(key, task.index, replace(made, features=made.features | features, images=kept))
+
+
+def _sampled(task: ChunkTask) -> StoredChunk:
+    """A chunk's images, and what they cost."""
     engine = task.key.engine
     weights = task.key.plan.stages[0].checkpoint.weights
     pipeline = _pipeline(task.checkpoint, weights, task.refs, engine)  # pyright: ignore[reportArgumentType]
     made = generate(pipeline, task.key.plan, engine, task.prompts)
-    features: dict[str, np.ndarray] = {}
-    if task.features:
-        clip = _clip(task.refs.extractor)
-        features[feature_name(clip)] = clip(made.images)
-    if task.accuracy:
-        classifier = _classifier(task.refs.classifier)
-        features[feature_name(classifier)] = classifier(made.images)
-    chunk = StoredChunk(
-        features, made.evaluations, made.seconds, len(task.prompts), made.images if task.keep_images else None
-    )
-    Store(task.store).write_chunk(task.key.digest, task.index, chunk)
-
-
-def feature_name(extractor: ClipFeatures | AttributeLogits) -> str:
-    """Under which a chunk keeps an extractor's features: its name, and enough of its digest to tell versions apart."""
-    return f"{extractor.name}@{extractor.digest[:16]}"
+    return StoredChunk({}, made.evaluations, made.seconds, len(task.prompts), made.images)
 
 
 @functools.lru_cache(maxsize=2)
@@ -152,5 +146,3 @@ def _pipeline(folder: Path, weights: Literal["ema", "raw"], refs: EncoderRefs, e
 # A worker makes many chunks: what it loads, it keeps.
 _autoencoder = functools.lru_cache(maxsize=1)(load_autoencoder)
 _text_encoder = functools.lru_cache(maxsize=1)(load_text_encoder)
-_clip = functools.lru_cache(maxsize=1)(clip_features)
-_classifier = functools.lru_cache(maxsize=1)(attribute_logits)

@@ -18,29 +18,29 @@ import pandas as pd
 
 from isocost.allocator import keep_freed_memory
 from isocost.data import scenes
-from isocost.data.prompts import VALIDATION_SEED, PromptList, prompt_list
+from isocost.data.prompts import VALIDATION_SEED, PromptList
 from isocost.diffusion.samplers import SAMPLERS, planned_evaluations
 from isocost.diffusion.schedule import timestep_pairs
 from isocost.encoders.autoencoder import load_autoencoder
-from isocost.encoders.precompute import LatentShards
+from isocost.encoders.latents import LatentShards
 from isocost.encoders.text import load_text_encoder
 from isocost.errors import SpecError, StoreError, lookup
 from isocost.models.cost import autoencoder_flops, forward_flops, image_cost, norm_cost, paper_cost, parameters
 from isocost.models.cost import training_flops as training_flops_an_image
 from isocost.models.ladder import LADDERS
 from isocost.scoring.agreement import chance_levels
-from isocost.scoring.extractors import Projected, clip_features
 from isocost.scoring.metrics import compute, label
-from isocost.specs import CheckpointRef, Guidance, ModelSpec, StudySpec, digest_of
-from isocost.study import grid
+from isocost.specs import CheckpointRef, Guidance, ModelSpec, StudySpec, digest_of, split_metric
+from isocost.study import grid, measures
 from isocost.study.artifacts import (
     EncoderRefs,
     Progress,
+    against,
     encoded_data,
     encoder_refs,
-    extractors_of,
+    given_references,
     kept_checkpoints,
-    reference_features,
+    prompts_of,
     silent,
     train_runs,
 )
@@ -75,19 +75,17 @@ def check(study: StudySpec) -> None:
         raise SpecError(f"members: {', '.join(names)}: every member needs its own width.")
     if study.data.kind == "images" and not study.data.val:
         raise SpecError("data.val: name the held-out images; scores are against them.")
-    prompts = prompt_list(study.evaluation.prompts, study.data)
-    if "accuracy" in study.evaluation.metrics and not prompts.at(0)[0].attributes:
+    prompts = prompts_of(study.evaluation.prompts, study.data)
+    asks_accuracy = any(split_metric(name)[0] == "accuracy" for name in study.evaluation.metrics)
+    if asks_accuracy and not prompts.at(0)[0].attributes:
         raise SpecError(
             f"evaluation.metrics: nothing says what images of '{study.evaluation.prompts}' must show, so 'accuracy' "
             "cannot be judged: leave it out, or use prompts 'scenes-val'."
         )
     strip_prompts(study)
-    if study.evaluation.extractor != "own":
-        clip = clip_features(study.evaluation.extractor)
-        if study.evaluation.fd_dims:
-            Projected(clip, study.evaluation.fd_dims)
-    if study.evaluation.select_by not in study.evaluation.metrics:
-        raise SpecError(f"evaluation.select_by '{study.evaluation.select_by}' is not among evaluation.metrics.")
+    usable = measures.check(study.evaluation)
+    if study.evaluation.reference_files:
+        given_references(study.evaluation).prepare(usable)
 
 
 @dataclass(frozen=True)
@@ -110,9 +108,9 @@ def train(study: StudySpec, store: Store, workers: int | None = None, progress: 
     """Encoders, encoded data and members: everything up to the checkpoints."""
     keep_freed_memory()
     check(study)
-    prompts = prompt_list(study.evaluation.prompts, study.data)
+    prompts = prompts_of(study.evaluation.prompts, study.data)
     if store.study_file.is_file() and store.study().digest != study.digest:
-        store.write_expansion(runs=[], cells=[], scores=[])  # another study's; its chunks and scores stay
+        store.write_expansion(runs=[], cells=[], scores=[], metrics=[])  # another study's; its chunks and scores stay
     store.write_study(study)
     workers = workers or default_workers()
     with one_thread():
@@ -137,9 +135,8 @@ def sweep(study: StudySpec, store: Store, workers: int | None = None, progress: 
     trained = train(study, store, workers, progress)
     cells = trained.cells
     with one_thread():
-        clip, classifier = extractors_of(study, trained.refs)
-        digest, features = reference_features(study, store, clip)
-        judge = Judge.build(study.evaluation, clip, classifier, digest, features, trained.prompts)
+        names = measures.metric_names(study.evaluation, trained.refs)
+        judge = Judge.build(study.evaluation, measures.loaded(names), against(study, store), trained.prompts)
         write_expansion(trained, judge)
         make_chunks(
             cells,
@@ -148,8 +145,8 @@ def sweep(study: StudySpec, store: Store, workers: int | None = None, progress: 
             trained.refs,
             trained.prompts,
             study.evaluation.images,
+            metrics=names,
             workers=workers or default_workers(),
-            accuracy=classifier is not None,
             keep_images=study.evaluation.keep_images,
             progress=progress,
         )
@@ -172,7 +169,7 @@ def opened(store: Store) -> Trained:
         raise StoreError(f"{store.path}: training is not finished ({missing}). Run `isocost sweep` again to go on.")
     place = {name: store.resolve(reference) for name, reference in expansion["places"][0].items()}
     data = LatentShards(store.path / "data" / Path(place.pop("data")).name)
-    prompts = prompt_list(study.evaluation.prompts, study.data)
+    prompts = prompts_of(study.evaluation.prompts, study.data)
     return _trained(study, store, EncoderRefs(**place), grid.runs(study, data.spec), prompts)
 
 
@@ -184,7 +181,7 @@ def write_expansion(trained: Trained, judge: Judge) -> None:
     costs = CellCosts(trained)
     cells = [grid.columns(cell) | costs.of(cell) for cell in trained.cells]
     scores = [spec.model_dump(mode="json") for spec in judge.all_specs()]
-    trained.store.write_expansion(cells=cells, scores=scores)
+    trained.store.write_expansion(cells=cells, scores=scores, metrics=judge.described())
 
 
 class CellCosts:
@@ -235,7 +232,8 @@ def table(store: Store) -> pd.DataFrame:
     """One row a (cell, metric, split): what it is, what it costs, its value and error.
 
     `value` is corrected for the metric's estimated bias where there is one (`plug_in` is the number before that);
-    `seconds_per_image` is the median over the cell's chunks, as measured with the sweep's own load on the machine.
+    `captions_cut` counts captions of which the metric's text tower reads the beginning only; `seconds_per_image` is the
+    median over the cell's chunks, as measured with the sweep's own load on the machine.
 
     Raises:
         StoreError: no study in the store, or nothing scored yet.
@@ -253,7 +251,18 @@ def table(store: Store) -> pd.DataFrame:
     frame["value"] = frame["plug_in"] - frame["bias"].fillna(0.0)
     extractors = frame["extractor"].str.partition("@")[0]
     names = [label(*key) for key in zip(frame["metric"], extractors, strict=True)]
-    return frame.assign(metric=names, seconds_per_image=frame["sample_key"].map(seconds))
+    cut = {metric["label"]: metric["captions_cut"] for metric in expansion["metrics"]}
+    return frame.assign(
+        metric=names,
+        captions_cut=[cut.get(name, 0) for name in names],
+        seconds_per_image=frame["sample_key"].map(seconds),
+    )
+
+
+def metric_label(store: Store, name: str) -> str:
+    """What a metric of the study's own spec is called in its table: `fd` -> `fd[scenes-clip-score-32]`."""
+    labels = {metric["asked"]: metric["label"] for metric in store.expansion()["metrics"]}
+    return labels.get(name, name)
 
 
 def _current(scores: pd.DataFrame, specs: list[dict[str, Any]]) -> pd.DataFrame:
@@ -285,8 +294,7 @@ def strip(trained: Trained, cell: Cell, prompts: PromptList, count: int) -> np.n
                 checkpoint=trained.folders[cell.checkpoint.content_digest],
                 refs=trained.refs,
                 prompts=chunk_prompts(prompts, 0, count),
-                features=False,
-                accuracy=False,
+                metrics=(),
                 keep_images=True,
             )
         )
@@ -297,7 +305,7 @@ def strip(trained: Trained, cell: Cell, prompts: PromptList, count: int) -> np.n
 
 def strip_prompts(study: StudySpec) -> PromptList:
     """The list that the report's image strips show."""
-    return prompt_list(study.strips or study.evaluation.prompts, study.data)
+    return prompts_of(study.strips or study.evaluation.prompts, study.data)
 
 
 # --- what chance, the autoencoder and real images would score ---
@@ -305,23 +313,24 @@ def strip_prompts(study: StudySpec) -> PromptList:
 
 def write_baselines(trained: Trained, judge: Judge) -> None:
     """Chance level, ceiling after the autoencoder and level of real images, for the report's tables."""
-    if judge.classifier is None or trained.study.evaluation.prompts != "scenes-val":
+    classifier = next((measure.network for measure in judge.measures if measure.metric == "accuracy"), None)
+    if classifier is None or trained.study.evaluation.prompts != "scenes-val":
         return
     path = trained.store.path / "baselines.json"
     source = trained.study.data
     autoencoder = load_autoencoder(trained.refs.autoencoder)
     prompts = trained.prompts.promptset.canonical()
-    inputs = digest_of([prompts, len(judge.wanted), source.resolution, judge.classifier.digest, autoencoder.digest])
+    inputs = digest_of([prompts, len(judge.wanted), source.resolution, classifier.digest, autoencoder.digest])
     if path.is_file() and json.loads(path.read_text()).get("inputs") == inputs:
         return
     images = scenes.draw(VALIDATION_SEED, range(len(judge.wanted)), source.resolution, source.scenes)
     rebuilt = autoencoder.decode(autoencoder.encode(images))
-    attributes = judge.classifier.attributes
+    attributes = classifier.attributes
     accuracies = {
         name: compute("accuracy", logits=logits, wanted=judge.wanted, attributes=attributes)
         for name, logits in (
-            ("real", judge.classifier.split(judge.classifier(images))),
-            ("ceiling", judge.classifier.split(judge.classifier(rebuilt))),
+            ("real", classifier.split(classifier(images))),
+            ("ceiling", classifier.split(classifier(rebuilt))),
         )
     }
     chance = chance_levels(judge.wanted, attributes)

@@ -11,56 +11,47 @@ import numpy as np
 from isocost.data.prompts import PromptList
 from isocost.environment import environment
 from isocost.errors import DataError
-from isocost.scoring.extractors import AttributeLogits, ClipFeatures, Projected, project
-from isocost.scoring.metrics import METRICS, compute
-from isocost.scoring.statistics import Reference
+from isocost.scoring.evaluate import Against
+from isocost.scoring.measures import Measure, Sample, columns_of, informative
 from isocost.scoring.uncertainty import Estimate
 from isocost.specs import Evaluation, Score, ScoreSpec, Split
 from isocost.study.artifacts import Progress, silent
 from isocost.study.grid import Cell
-from isocost.study.images import chunks_needed, feature_name
+from isocost.study.images import chunks_needed
 from isocost.study.store import Store
 
 SPLITS: tuple[Split, ...] = ("selection", "report", "all")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Judge:
-    """All that scoring a cell needs beside its features; built once a sweep."""
+    """All that scoring a cell needs beside its features; built once a sweep.
+
+    `texts`: identity of a CLIP -> features of the captions, row by place. `halves`: of the prompt at each place.
+    """
 
     evaluation: Evaluation
-    clip: ClipFeatures
-    classifier: AttributeLogits | None
-    reference_digest: str
-    reference: Reference
-    fd_reference: Reference
-    text_features: np.ndarray
+    measures: tuple[Measure, ...]
+    against: Against
+    captions: tuple[str, ...]
+    texts: Mapping[str, np.ndarray]
     wanted: tuple[Mapping[str, str | int], ...]
     halves: np.ndarray
 
     @classmethod
-    def build(
-        cls,
-        evaluation: Evaluation,
-        clip: ClipFeatures,
-        classifier: AttributeLogits | None,
-        reference_digest: str,
-        reference_features: np.ndarray,
-        prompts: PromptList,
-    ) -> Judge:
-        """Features of the captions, what each image must show, and the reference's statistics."""
+    def build(cls, evaluation: Evaluation, measures: Sequence[Measure], against: Against, prompts: PromptList) -> Judge:
+        """Features of the captions, what each image must show, and the references, built where they are not there."""
+        against.prepare(measures)
         places = [prompts.at(place)[0] for place in range(evaluation.images)]
-        features = reference_features.astype(np.float32)
-        dims = evaluation.fd_dims
+        captions = tuple(prompt.text for prompt in places)
+        readers = {measure.identity: measure.network for measure in measures if measure.reads_captions}
         return cls(
             evaluation=evaluation,
-            clip=clip,
-            classifier=classifier,
-            reference_digest=reference_digest,
-            reference=Reference.of(features),
-            fd_reference=Reference.of(project(features, dims) if dims else features),
-            text_features=clip.text([prompt.text for prompt in places]),
-            wanted=_informative([prompt.attributes for prompt in places]),
+            measures=tuple(measures),
+            against=against,
+            captions=captions,
+            texts={identity: clip.text(captions) for identity, clip in readers.items()},
+            wanted=informative([prompt.attributes for prompt in places]),
             halves=np.array([prompts.half(place) for place in range(evaluation.images)]),
         )
 
@@ -70,49 +61,40 @@ class Judge:
 
     def all_specs(self) -> list[ScoreSpec]:
         """Every ScoreSpec that a cell is to have."""
-        return [spec for split in SPLITS for spec in self.specs(split).values()]
+        return [self.spec(measure, split) for split in SPLITS for measure in self.measures]
 
-    def specs(self, split: Split) -> dict[str, ScoreSpec]:
-        """The ScoreSpec of every metric that is asked for, on one split."""
-        return {metric: self._spec(metric, split) for metric in self.evaluation.metrics}
-
-    def _spec(self, metric: str, split: Split) -> ScoreSpec:
-        extractor: Any = self.clip
-        if metric == "fd" and self.evaluation.fd_dims:
-            extractor = Projected(self.clip, self.evaluation.fd_dims)
-        if metric == "accuracy":
-            extractor = self.classifier
-        against_images = "reference" in METRICS[metric].needs
+    def spec(self, measure: Measure, split: Split) -> ScoreSpec:
+        """What one metric on one split is a score of."""
+        reference = self.against.set_of(measure.network) if measure.is_against_images else None
         return ScoreSpec(
-            metric=metric,
-            extractor=f"{extractor.name}@{extractor.digest[:16]}",
-            reference=self.reference_digest if against_images else None,
+            metric=measure.metric,
+            extractor=measure.identity,
+            reference=reference.digest if reference else None,
             n=len(self.rows(split)),
             split=split,
+            protocol=reference.protocol if reference else "",
         )
 
-    def estimates(self, metric: str, features: Mapping[str, np.ndarray], split: Split) -> dict[str, Estimate]:
+    def estimates(self, measure: Measure, features: Mapping[str, np.ndarray], split: Split) -> dict[str, Estimate]:
         """One metric on one split: an Estimate, or several by name (caption accuracy, by attribute)."""
         rows = self.rows(split)
-        if metric == "accuracy":
-            assert self.classifier is not None
-            logits = self.classifier.split(features[feature_name(self.classifier)][rows].astype(np.float32))
-            wanted = [self.wanted[row] for row in rows]
-            return compute(metric, logits=logits, wanted=wanted, attributes=self.classifier.attributes)
-        clip = features[feature_name(self.clip)][rows].astype(np.float32)
-        dims = self.evaluation.fd_dims
-        if metric == "fd":
-            return compute(metric, features=project(clip, dims) if dims else clip, reference=self.fd_reference)
-        return compute(metric, features=clip, reference=self.reference, text_features=self.text_features[rows])
+        sample = Sample(
+            columns={column.name: features[column.name][rows] for column in measure.columns()},
+            texts=lambda clip: self.texts[measure.identity][rows],
+            wanted=lambda: [self.wanted[row] for row in rows],
+        )
+        return measure.estimates(sample, self.against.of)
 
-
-def _informative(wanted: Sequence[Mapping[str, str | int]]) -> tuple[dict[str, str | int], ...]:
-    """What each image must show, without attributes that have one value in all prompts: those anyone gets right."""
-    values: dict[str, set[str | int]] = {}
-    for attributes in wanted:
-        for name, value in attributes.items():
-            values.setdefault(name, set()).add(value)
-    return tuple({n: v for n, v in attributes.items() if len(values[n]) > 1} for attributes in wanted)
+    def described(self) -> list[dict[str, Any]]:
+        """Each metric as it was asked for and as it is printed, and how many captions its text tower cuts."""
+        return [
+            {
+                "asked": asked,
+                "label": measure.label(measure.metric),
+                "captions_cut": measure.network.count_truncated(self.captions) if measure.reads_captions else 0,
+            }
+            for asked, measure in zip(self.evaluation.metrics, self.measures, strict=True)
+        ]
 
 
 def score_cells(cells: Sequence[Cell], store: Store, judge: Judge, progress: Progress = silent) -> None:
@@ -121,21 +103,24 @@ def score_cells(cells: Sequence[Cell], store: Store, judge: Judge, progress: Pro
     keys = list(dict.fromkeys(cell.key.digest for cell in cells))
     chunks = chunks_needed(judge.evaluation.images, cells[0].key.engine) if cells else 0
     for done, key in enumerate(keys, 1):
-        wanted: list[tuple[Split, str, ScoreSpec]] = [
-            (split, metric, spec) for split in SPLITS for metric, spec in judge.specs(split).items()
+        wanted: list[tuple[Split, Measure, ScoreSpec]] = [
+            (split, measure, judge.spec(measure, split)) for split in SPLITS for measure in judge.measures
         ]
         missing = [item for item in wanted if store.score_key(key, item[2]) not in scored]
         if missing:
-            features = cell_features(store, key, chunks, judge.evaluation.images)
-            for split, metric, spec in missing:
-                _write(store, key, spec, judge.estimates(metric, features, split))
+            names = [column.name for column in columns_of(judge.measures)]
+            features = cell_features(store, key, names, chunks, judge.evaluation.images)
+            for split, measure, spec in missing:
+                _write(store, key, spec, judge.estimates(measure, features, split))
         progress("score", done, len(keys), "")
 
 
-def cell_features(store: Store, sample_key: str, chunks: int, images: int) -> dict[str, np.ndarray]:
-    """Features of the first `images` images, by extractor, fp16 as stored."""
+def cell_features(
+    store: Store, sample_key: str, names: Sequence[str], chunks: int, images: int
+) -> dict[str, np.ndarray]:
+    """Features of the first `images` images by each of `names`, fp16 as stored."""
     stored = [store.read_chunk(sample_key, index).features for index in range(chunks)]
-    return {name: np.concatenate([part[name] for part in stored])[:images] for name in stored[0]}
+    return {name: np.concatenate([part[name] for part in stored])[:images] for name in names}
 
 
 def _write(store: Store, sample_key: str, spec: ScoreSpec, estimates: Mapping[str, Estimate]) -> None:

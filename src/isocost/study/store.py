@@ -8,16 +8,18 @@
     STORE/references/KEY.safetensors
     STORE/chunks/ab/KEY/00003.safetensors    features of engine.batch images, with evaluations and seconds
     STORE/cells/ab/KEY.json        one Score; KEY.npy beside it: its influence values, fp32, one an image
+    STORE/influence/DIGEST.safetensors       influence values of many scores: where `compact` moves those .npy files
     STORE/index.parquet            derived from cells/: rebuilt when it does not match
+    STORE/costs.json               derived from chunks/: what an image of each cost, since the last `compact`
 
-Chunks and cells are the truth. A file that is there is whole; what is not there is not done.
+Chunks, cells and influence values are the truth. A file that is there is whole; what is not there is not done.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,9 @@ import numpy as np
 
 from isocost.errors import DataError, StoreError
 from isocost.files import atomic_write
+from isocost.runlog import images_seen
 from isocost.specs import SampleKey, Score, ScoreSpec, StudySpec, digest_of, load
+from isocost.study.influence import Pack, encode
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -61,6 +65,8 @@ class Store:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        self._packs: dict[Path, Pack] = {}
+        self._kept_costs: dict[str, list[tuple[int, float]]] | None = None
 
     # --- the study and where things lie ------------------------------------------------------------------
 
@@ -106,9 +112,10 @@ class Store:
 
     def expansion(self) -> dict[str, list[dict[str, Any]]]:
         """What the study expands to: `runs` (member, seed, digest, images), `cells` (what each is and costs), `scores`
-        (the ScoreSpecs that every cell is to have) and `places` (where data and encoders lie; one dict)."""
+        (the ScoreSpecs that every cell is to have), `metrics` (each as asked for and as printed) and `places` (where
+        data and encoders lie; one dict)."""
         path = self.path / "expansion.json"
-        known = {"runs": [], "cells": [], "scores": [], "places": []}
+        known = {"runs": [], "cells": [], "scores": [], "metrics": [], "places": []}
         return known | json.loads(path.read_text()) if path.is_file() else known
 
     def write_expansion(self, **parts: list[dict[str, Any]]) -> None:
@@ -117,13 +124,7 @@ class Store:
 
     def images_seen(self, train_digest: str) -> int:
         """How far a training run is, by its log; 0 where it has not begun."""
-        path = self.path / "checkpoints" / train_digest / "metrics.jsonl"
-        if not path.is_file():
-            return 0
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 4096))
-            lines = file.read().split(b"\n")[:-1]
-        return int(json.loads(lines[-1])["images_seen"]) if lines and lines[-1] else 0
+        return images_seen(self.path / "checkpoints" / train_digest)
 
     # --- chunks ------------------------------------------------------------------------------------------
 
@@ -179,10 +180,28 @@ class Store:
             raise DataError(f"{path}: corrupt chunk ({error}). Delete this file and run the sweep again.") from None
 
     def chunk_costs(self, sample_key: str) -> list[tuple[int, float]]:
-        """(evaluations, seconds) an image of every chunk of a cell, from the headers alone."""
+        """(evaluations, seconds) an image of every chunk of a cell: as `write_costs` left them where there are as many
+        chunks, else from the headers."""
         paths = sorted(self.chunk_path(sample_key, 0).parent.glob("*.safetensors"))
-        metas = [_header(path)["__metadata__"] for path in paths]
-        return [(int(meta["evaluations"]), float(meta["seconds"])) for meta in metas]
+        kept = self._costs().get(sample_key, [])
+        if len(kept) != len(paths):
+            metas = [_header(path)["__metadata__"] for path in paths]
+            kept = [(int(meta["evaluations"]), float(meta["seconds"])) for meta in metas]
+        return [(evaluations, seconds) for evaluations, seconds in kept]
+
+    def write_costs(self) -> None:
+        """Keep every chunk's costs in one file: a large study has hundreds of thousands of headers."""
+        self._kept_costs = {}
+        keys = sorted(path.name for path in (self.path / "chunks").glob("*/*"))
+        costs = {key: self.chunk_costs(key) for key in keys}
+        write_atomically(self.path / "costs.json", json.dumps(costs).encode())
+        self._kept_costs = costs
+
+    def _costs(self) -> dict[str, list[tuple[int, float]]]:
+        if self._kept_costs is None:
+            path = self.path / "costs.json"
+            self._kept_costs = json.loads(path.read_text()) if path.is_file() else {}
+        return self._kept_costs or {}
 
     # --- scores ------------------------------------------------------------------------------------------
 
@@ -193,12 +212,16 @@ class Store:
     def score_path(self, key: str) -> Path:
         return self.path / "cells" / key[:2] / f"{key}.json"
 
+    def influence_path(self, score_key: str) -> Path:
+        """Where a score's influence values lie until they are packed."""
+        return self.score_path(score_key).with_suffix(".npy")
+
     def write_score(self, score: Score, influence: np.ndarray | None) -> str:
         """Store a score under its key, its influence values first: a score that is there is complete."""
         key = self.score_key(score.sample_key, score.score_spec)
         path = self.score_path(key)
         if influence is not None:
-            write_atomically(path.with_suffix(".npy"), _npy(influence.astype(np.float32)))
+            write_atomically(self.influence_path(key), _npy(influence.astype(np.float32)))
         write_atomically(path, (json.dumps(score.model_dump(mode="json"), indent=1) + "\n").encode())
         return key
 
@@ -217,8 +240,21 @@ class Store:
 
     def influence(self, score_key: str) -> np.ndarray | None:
         """Per-image influence values of a score, in order of place, as float64; None where the metric has none."""
-        path = self.score_path(score_key).with_suffix(".npy")
-        return np.load(path, allow_pickle=False).astype(np.float64) if path.is_file() else None
+        path = self.influence_path(score_key)
+        if path.is_file():
+            return np.load(path, allow_pickle=False).astype(np.float64)
+        return next((pack[score_key] for pack in self.packs() if score_key in pack.rows), None)
+
+    def packs(self) -> list[Pack]:
+        """Files with the influence values of many scores; what each holds is read once."""
+        paths = sorted((self.path / "influence").glob("*.safetensors"))
+        self._packs = {path: self._packs.get(path) or Pack(path) for path in paths}
+        return list(self._packs.values())
+
+    def write_pack(self, values: Mapping[str, np.ndarray]) -> None:
+        """Store the influence values of many scores, key -> [n] with one n for all, as one file."""
+        name, content = encode(values)
+        write_atomically(self.path / "influence" / name, content)
 
     # --- derived -----------------------------------------------------------------------------------------
 
@@ -271,6 +307,7 @@ def _row(key: str, score: Score) -> dict[str, Any]:
         "extractor": spec.extractor,
         "reference": spec.reference,
         "split": spec.split,
+        "protocol": spec.protocol,
         "images": spec.n,
         "value": score.value,
         "stderr": score.stderr,

@@ -1,5 +1,5 @@
 """Looking after a store: verify, merge, prune, compact, pack. Chunks and scores are immutable; all of this only reads,
-copies what is missing, or removes what nothing refers to."""
+copies what is missing, removes what nothing refers to, or puts many small files into one."""
 
 from __future__ import annotations
 
@@ -8,31 +8,36 @@ import os
 import shutil
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from isocost.errors import DataError, StoreError
 from isocost.specs import canonical_json
+from isocost.study.influence import SCORES_A_PACK
 from isocost.study.store import Store, write_atomically
 
 # What can be had again from the rest, or belongs to one machine: not carried by merge or pack.
-DERIVED = {"index.parquet", "index.json", "report.html"}
+DERIVED = {"index.parquet", "index.json", "costs.json", "report.html"}
+
+# Columns of the index that tell ScoreSpecs apart.
+ONE_SPEC = ["metric", "extractor", "reference", "split", "images"]
 
 
 def verify(store: Store) -> dict[str, Any]:
-    """Read every chunk and score; `corrupt` names each that cannot be read, and why."""
+    """Read every chunk, score and influence pack; `corrupt` names each that cannot be read, and why."""
     store.study()
-    corrupt = []
     chunks = sorted((store.path / "chunks").glob("*/*/*.safetensors"))
-    for path in chunks:
-        try:
-            store.read_chunk(path.parent.name, int(path.stem))
-        except DataError as error:
-            corrupt.append(str(error))
     scores = sorted((store.path / "cells").glob("*/*.json"))
-    for path in scores:
+    checks = [
+        *(partial(store.read_chunk, path.parent.name, int(path.stem)) for path in chunks),
+        *(partial(store.read_score, path) for path in scores),
+        *(pack.verify for pack in store.packs()),
+    ]
+    corrupt = []
+    for check in checks:
         try:
-            store.read_score(path)
+            check()
         except DataError as error:
             corrupt.append(str(error))
     return {"chunks": len(chunks), "scores": len(scores), "corrupt": corrupt}
@@ -56,13 +61,16 @@ def merge(store: Store, others: Sequence[Store]) -> dict[str, Any]:
 def prune(store: Store, dry_run: bool = False) -> dict[str, Any]:
     """Remove temporary files of killed processes, and chunks and scores of cells that the study no longer has.
 
-    Image strips have sample keys of their own and are kept while their checkpoint is.
+    Image strips have sample keys of their own and are kept while their checkpoint is; packed influence values are kept
+    while any of their scores is.
     """
     wanted = {cell["sample_key"] for cell in store.expansion()["cells"]}
     if not wanted:
         raise StoreError(f"{store.path}: the study's cells are not known yet; nothing can be pruned.")
     leftovers = [path for path in store.path.rglob(".*.tmp-*") if not _is_being_written(path)]
     doomed = leftovers + [path for path, key in _owned(store) if key not in wanted]
+    kept = {key for key, score in store.scores() if score.sample_key in wanted}
+    doomed += [pack.path for pack in store.packs() if kept.isdisjoint(pack.rows)]
     if not dry_run:
         for path in doomed:
             path.unlink(missing_ok=True)
@@ -74,7 +82,7 @@ def _owned(store: Store) -> Iterator[tuple[Path, str]]:
     for key, score in store.scores():
         path = store.score_path(key)
         yield path, score.sample_key
-        yield path.with_suffix(".npy"), score.sample_key
+        yield store.influence_path(key), score.sample_key
     for path in (store.path / "chunks").glob("*/*/*.safetensors"):
         if store.holds_features(path):
             yield path, path.parent.name
@@ -92,10 +100,27 @@ def _is_being_written(temporary: Path) -> bool:
 
 
 def compact(store: Store) -> dict[str, Any]:
-    """Rebuild the index of scores from the scores themselves."""
+    """Rebuild what is derived from scores and chunks, and move influence values of single scores into packs of many.
+
+    A pack is there, whole, before the files that it replaces go: whenever this is killed, every score has its values.
+    Packs are in half precision; `isocost.study.influence` says what that moves.
+    """
     for name in ("index.parquet", "index.json"):
         (store.path / name).unlink(missing_ok=True)
-    return {"scores": len(store.index())}
+    store.write_costs()
+    scores = store.index()
+    packed = 0
+    for _, alike in scores.groupby(ONE_SPEC, dropna=False) if len(scores) else ():
+        loose = [key for key in alike["score_key"] if store.influence_path(key).is_file()]
+        held = {key for pack in store.packs() for key in pack.rows}
+        new = [key for key in loose if key not in held]
+        for start in range(0, len(new), SCORES_A_PACK):
+            values = {key: store.influence(key) for key in new[start : start + SCORES_A_PACK]}
+            store.write_pack({key: found for key, found in values.items() if found is not None})
+        for key in loose:
+            store.influence_path(key).unlink()
+        packed += len(loose)
+    return {"scores": len(scores), "packed": packed}
 
 
 def pack(store: Store, out: Path) -> dict[str, Any]:

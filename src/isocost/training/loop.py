@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
 import math
-import signal
-import threading
+import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +17,19 @@ from torch import Tensor
 from isocost.data import sampler
 from isocost.diffusion.denoiser import from_unet
 from isocost.diffusion.schedule import alphas_cumprod
-from isocost.encoders.precompute import LatentShards
+from isocost.encoders.latents import LatentShards
 from isocost.errors import DataError, SpecError, TrainingError, lookup
 from isocost.models.build import build
 from isocost.optim import MuonAdamW
+from isocost.processes import only_trainer, stop_signals
+from isocost.runlog import Log
 from isocost.specs import CheckpointRef, LrSchedule, Optimizer, TrainSettings, TrainSpec
 from isocost.training import state as states
 from isocost.training.ema import Average
 from isocost.training.objectives import OBJECTIVES, Batch
-from isocost.training.state import Checkpoint, TrainState
+from isocost.training.state import EMA, Checkpoint, TrainState
+
+REPLAY = ".replay"  # in a run's folder
 
 
 def train(
@@ -45,7 +46,8 @@ def train(
     """Train a member to `spec.images` images seen, and return the folder of its final checkpoint.
 
     To resume, call it again: it goes on from the newest intact checkpoint in `folder`, and weights, averages and losses
-    are bit for bit those of a run that was never interrupted (same device and threads).
+    are bit for bit those of a run that was never interrupted (same device and threads). A checkpoint of
+    `spec.checkpoints` that is gone, although the run has ended, is made again.
 
     progress: called after each step with the line of metrics.jsonl. keep_last: full states kept to resume from.
     save_every_images: how often a state is saved besides `spec.checkpoints` (None: 20 times a run). No result depends
@@ -53,36 +55,65 @@ def train(
     locate: finds the checkpoint of `spec.start_from`.
 
     On SIGTERM or SIGINT the state is saved and `SystemExit` raised. Raises `TrainingError` when the loss is not finite
-    or the disk is full, naming the checkpoint that is left; `DataError` for data that the spec was not made for.
+    or the disk is full, naming the checkpoint that is left; `DataError` for data that the spec was not made for, and
+    for a damaged checkpoint among those that are kept for scoring.
     """
     folder = Path(folder)
     _check(spec, data)
     folder.mkdir(parents=True, exist_ok=True)
     save_every = save_every_images or max(spec.images // 20, 1)
-    with _only_process(folder), _stop_signals() as stop:
-        if final := _final(spec, folder):
-            return final
-        state = start(spec, device, locate)
-        last_saved = _resume(state, spec, folder)
-        log = states.Log(folder, state.images_seen)
-        try:
-            clock = time.monotonic() - log.seconds
-            while state.images_seen < spec.images:
-                line = step(state, spec, data, folder)
-                line["seconds"] = round(time.monotonic() - clock, 3)
-                log.write(line)
-                if progress:
-                    progress(line)
-                if stop or _is_due(state.images_seen, spec, save_every):
-                    log.sync()
-                    last_saved = states.save(state, spec, folder)
-                    states.retain(folder, keep_last, spec.checkpoints)
-                if stop and state.images_seen < spec.images:
-                    raise SystemExit(128 + stop[0])
-        finally:
-            log.close()
-    assert last_saved is not None
-    return last_saved
+    with only_trainer(folder), stop_signals() as stop:
+        way = _Way(device, progress, keep_last, save_every, locate, stop)
+        if spec.images in lost_checkpoints(folder, spec):
+            _run(spec, data, folder, spec.images, way)
+        if lost := lost_checkpoints(folder, spec):
+            _replay(spec, data, folder, lost, way)
+        shutil.rmtree(folder / REPLAY, ignore_errors=True)
+    return folder / "checkpoints" / f"{spec.images:09d}"
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How a run is carried out: what `train` was told, and `stop`, which a signal fills. No result depends on it."""
+
+    device: str | torch.device
+    progress: Callable[[dict[str, Any]], None] | None
+    keep_last: int
+    save_every: int
+    locate: Callable[[CheckpointRef], Path] | None
+    stop: list[int]
+
+
+def _run(spec: TrainSpec, data: LatentShards, folder: Path, until: int, way: _Way) -> None:
+    """Go on to `until` images seen, saving states and kept checkpoints."""
+    state = start(spec, way.device, way.locate)
+    _resume(state, spec, folder)
+    log = Log(folder, state.images_seen)
+    try:
+        clock = time.monotonic() - log.seconds
+        while state.images_seen < until:
+            line = step(state, spec, data, folder)
+            line["seconds"] = round(time.monotonic() - clock, 3)
+            log.write(line)
+            if way.progress:
+                way.progress(line)
+            if way.stop or _is_due(state.images_seen, spec, way.save_every):
+                log.sync()
+                states.save(state, spec, folder)
+                states.retain(folder, way.keep_last, spec.checkpoints)
+            if way.stop and state.images_seen < until:
+                raise SystemExit(128 + way.stop[0])
+    finally:
+        log.close()
+
+
+def _replay(spec: TrainSpec, data: LatentShards, folder: Path, lost: list[int], way: _Way) -> None:
+    """Train once more, in a folder aside, as far as the last of the lost checkpoints: those that are there stay."""
+    aside = folder / REPLAY
+    aside.mkdir(exist_ok=True)
+    _run(spec, data, aside, lost[-1], way)
+    for images in lost:
+        states.adopt(folder, images, aside)
 
 
 def step(state: TrainState, spec: TrainSpec, data: LatentShards, folder: Path) -> dict[str, float]:
@@ -212,23 +243,19 @@ def _located(ref: CheckpointRef, locate: Callable[[CheckpointRef], Path] | None)
     return checkpoint
 
 
-def _final(spec: TrainSpec, folder: Path) -> Path | None:
-    """The run's last checkpoint, if it has one that is intact."""
-    newest = next(states.intact(folder, full=False), None)
-    done = newest is not None and newest.spec.digest == spec.digest and newest.images_seen == spec.images
-    return newest.folder if newest and done else None
-
-
-def _resume(state: TrainState, spec: TrainSpec, folder: Path) -> Path | None:
-    """Restore the newest intact checkpoint, if there is one; its folder."""
+def _resume(state: TrainState, spec: TrainSpec, folder: Path) -> None:
+    """Restore the newest intact checkpoint, if there is one."""
     states.clean(folder)
     for checkpoint in states.intact(folder):
-        if checkpoint.spec.digest != spec.digest:
-            raise TrainingError(f"{checkpoint.folder}: a checkpoint of another spec: give each run a folder of its own")
+        _require_of(spec, checkpoint)
         checkpoint.restore(state)
-        return checkpoint.folder
+        return
     (folder / "spec.yaml").write_text(spec.to_yaml())
-    return None
+
+
+def _require_of(spec: TrainSpec, checkpoint: Checkpoint) -> None:
+    if checkpoint.spec.digest != spec.digest:
+        raise TrainingError(f"{checkpoint.folder}: a checkpoint of another spec: give each run a folder of its own")
 
 
 def _is_due(images_seen: int, spec: TrainSettings, save_every: int) -> bool:
@@ -245,60 +272,34 @@ def _diverged(state: TrainState, loss: float, grad_norm: float, folder: Path) ->
     )
 
 
-@contextmanager
-def _only_process(folder: Path) -> Iterator[None]:
-    """Hold the folder against a second run; the system lets go of it when the process dies, however it dies."""
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise TrainingError(f"{folder}: another process is training here: wait for it, or stop it") from None
-        yield
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """A list that receives the first SIGTERM or SIGINT; the second acts as it always does."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def remember(number: int, _frame: Any) -> None:
-        received.append(number)
-        restore()
-
-    for number in before:
-        signal.signal(number, remember)
-    try:
-        yield received
-    finally:
-        restore()
-
-
 # ---------------------------------------------------------------------------------------------------------- looking on
 
 
 def is_finished(folder: str | Path, spec: TrainSpec) -> bool:
-    """Whether a run's final checkpoint, and all that `spec.checkpoints` asks for, are there."""
-    wanted = {*spec.checkpoints, spec.images}
-    return wanted <= {int(path.name) for path in states.checkpoints(Path(folder))}
+    """Whether a run's final checkpoint, and all that `spec.checkpoints` asks for, are there. As `lost_checkpoints`."""
+    return not lost_checkpoints(folder, spec)
 
 
-def images_seen(folder: str | Path) -> int:
-    """How far a run is, from the end of its log; another process may be writing it."""
-    path = Path(folder) / "metrics.jsonl"
-    if not path.is_file():
-        return 0
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 4096))
-        whole_lines = file.read().split(b"\n")[:-1]
-    return int(json.loads(whole_lines[-1])["images_seen"]) if whole_lines else 0
+def lost_checkpoints(folder: str | Path, spec: TrainSpec) -> list[int]:
+    """Which of the checkpoints kept for scoring are not there, by images seen.
+
+    The EMA weights of those that are there are read and verified: this is for the start of a study; to look on, use
+    `images_seen`. Raises `DataError` that names a damaged one, and what to do; `TrainingError` for another spec's.
+    """
+    there = {int(path.name): path for path in states.checkpoints(Path(folder))}
+    lost = []
+    for images in _kept(spec):
+        if images not in there:
+            lost.append(images)
+            continue
+        checkpoint = Checkpoint.load(there[images])
+        _require_of(spec, checkpoint)
+        checkpoint.verify(EMA)
+    return lost
+
+
+def _kept(spec: TrainSpec) -> list[int]:
+    return sorted({*spec.checkpoints, spec.images})
 
 
 def kept_checkpoints(folder: str | Path, spec: TrainSpec) -> list[Path]:
@@ -307,7 +308,6 @@ def kept_checkpoints(folder: str | Path, spec: TrainSpec) -> list[Path]:
     Raises `DataError` when one is missing: the run has not ended.
     """
     found = {int(path.name): path for path in states.checkpoints(Path(folder))}
-    wanted = sorted({*spec.checkpoints, spec.images})
-    if missing := [images for images in wanted if images not in found]:
+    if missing := [images for images in _kept(spec) if images not in found]:
         raise DataError(f"{folder}: no checkpoint at {missing[0]} images seen: train to the end first")
-    return [found[images] for images in wanted]
+    return [found[images] for images in _kept(spec)]

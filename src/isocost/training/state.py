@@ -8,6 +8,9 @@ FOLDER/checkpoints/000128000/       images seen
     optimizer.safetensors           AdamW's moments             / resumed from, while it has these
     state.json                      spec digest, images seen, sha256 of each file, versions
     spec.yaml
+
+A kill leaves no damaged checkpoint, so one that is damaged was changed from outside. What scores hang on is never
+replaced behind the user's back: it is an error that names it. States that are only resumed from are passed over.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError
@@ -28,14 +31,14 @@ from torch import Tensor, nn
 
 from isocost import __version__, specs
 from isocost.errors import DataError, SpecError, TrainingError
-from isocost.files import atomic_write, file_digest, sync_folder
+from isocost.files import file_digest, replace_folder
 from isocost.models.build import build
+from isocost.optim import load_moments, moments
 from isocost.specs import CheckpointRef, TrainSpec
 from isocost.training.ema import Average
 
 SCHEMA = 1
 EMA, RAW, OPTIMIZER = "ema.safetensors", "raw.safetensors", "optimizer.safetensors"
-PARTS = ("step", "exp_avg", "exp_avg_sq", "momentum")  # what AdamW, or Muon, keeps of a parameter
 Weights = Literal["ema", "raw"]
 
 
@@ -74,7 +77,7 @@ class Checkpoint:
         except OSError as error:
             raise DataError(f"{path}: not a checkpoint: {error.strerror or error}") from None
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path}: damaged: {error!r}") from None
+            raise _damaged(path, repr(error)) from None
         except SpecError as error:
             raise DataError(str(error)) from None
 
@@ -83,12 +86,13 @@ class Checkpoint:
         """Whether training can go on from here: raw weights and optimizer state were not removed."""
         return (self.folder / RAW).is_file() and (self.folder / OPTIMIZER).is_file()
 
-    def verify(self) -> None:
-        """Compare every file that is there, and the EMA weights in any case, with its digest. Raises `DataError`."""
-        for name, digest in self.digests.items():
-            path = self.folder / name
-            if name == EMA or path.is_file():
-                self._require(path, digest)
+    def verify(self, *names: str) -> None:
+        """Compare files with their digests: those named, or the EMA weights and every other that is there.
+
+        Raises `DataError` naming the one that is missing or damaged, and what to do.
+        """
+        for name in names or [name for name in self.digests if name == EMA or (self.folder / name).is_file()]:
+            self._require(self.folder / name, self.digests[name])
 
     def weights(self, which: Weights = "ema") -> dict[str, Tensor]:
         """The state dict, fp32 on the CPU, after its digest was checked."""
@@ -110,7 +114,7 @@ class Checkpoint:
         """Put a run back to where it was at this checkpoint."""
         _load_module(state.module, self._tensors(RAW), self.folder)
         state.average.load_state_dict(self._tensors(EMA))
-        _load_moments(state, self._tensors(OPTIMIZER))
+        load_moments(state.module, state.optimizer, self._tensors(OPTIMIZER))
         state.images_seen = self.images_seen
 
     def _tensors(self, name: str) -> dict[str, Tensor]:
@@ -118,13 +122,20 @@ class Checkpoint:
         try:
             return load_file(self.folder / name)
         except SafetensorError as error:
-            raise DataError(f"{self.folder / name}: damaged: {error}") from None
+            raise _damaged(self.folder / name, error) from None
 
     def _require(self, path: Path, digest: str) -> None:
         if not path.is_file():
             raise DataError(f"{path}: missing: only the EMA weights of an earlier checkpoint are kept")
         if file_digest(path) != digest:
-            raise DataError(f"{path}: damaged: its bytes are not those that were saved")
+            raise _damaged(path, "its bytes are not those that were saved")
+
+
+def _damaged(path: Path, how: object) -> DataError:
+    return DataError(
+        f"{path}: damaged: {how}. Copy it again from where it is whole, or delete {path.parent} and run the same "
+        "command again: it is then trained anew, from the last good one."
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------- saving
@@ -141,7 +152,7 @@ def save(state: TrainState, spec: TrainSpec, run: Path) -> Path:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         _write_files(state, spec, temporary)
-        _replace_folder(temporary, final)
+        replace_folder(temporary, final)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise TrainingError(
@@ -155,9 +166,8 @@ def _write_files(state: TrainState, spec: TrainSpec, folder: Path) -> None:
     raw = {name: tensor.detach().cpu().contiguous() for name, tensor in state.module.state_dict().items()}
     average = {name: tensor.cpu().contiguous() for name, tensor in state.average.state_dict().items()}
     digests = {}
-    for name, tensors in ((EMA, raw | average), (RAW, raw), (OPTIMIZER, _moments(state))):
+    for name, tensors in ((EMA, raw | average), (RAW, raw), (OPTIMIZER, moments(state.module, state.optimizer))):
         save_file(tensors, folder / name)
-        _sync_file(folder / name)
         digests[name] = file_digest(folder / name)
     content = {
         "schema": SCHEMA,
@@ -168,45 +178,6 @@ def _write_files(state: TrainState, spec: TrainSpec, folder: Path) -> None:
     }
     (folder / "state.json").write_text(json.dumps(content, indent=1))
     (folder / "spec.yaml").write_text(spec.to_yaml())
-    _sync_file(folder / "state.json")
-    _sync_file(folder / "spec.yaml")
-    sync_folder(folder)
-
-
-def _replace_folder(temporary: Path, final: Path) -> None:
-    """Rename; what lay there (a damaged checkpoint, or one stripped to EMA weights) goes when its successor stands."""
-    old = final.with_name(f".{final.name}.old.tmp")
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
-        os.rename(final, old)
-    os.rename(temporary, final)
-    sync_folder(final.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync_file(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _moments(state: TrainState) -> dict[str, Tensor]:
-    """The optimizer's state by parameter name, so that it does not depend on the order of parameters."""
-    return {
-        f"{name}.{part}": tensor.detach().cpu().contiguous()
-        for name, parameter in state.module.named_parameters()
-        for part, tensor in state.optimizer.state[parameter].items()
-    }
-
-
-def _load_moments(state: TrainState, tensors: dict[str, Tensor]) -> None:
-    for name, parameter in state.module.named_parameters():
-        of_this = {part: tensors[f"{name}.{part}"] for part in PARTS if f"{name}.{part}" in tensors}
-        step_device = parameter.device if state.optimizer.defaults.get("fused") else torch.device("cpu")
-        state.optimizer.state[parameter] = {
-            # Averages in the parameter's own memory layout, as the optimizer would have made them.
-            part: tensor.to(step_device) if part == "step" else torch.empty_like(parameter).copy_(tensor).detach()
-            for part, tensor in of_this.items()
-        }
 
 
 def _load_module(module: nn.Module, weights: dict[str, Tensor], folder: Path, assign: bool = False) -> None:
@@ -224,12 +195,12 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(path for path in (run / "checkpoints").glob("[0-9]*") if path.is_dir())
 
 
-def intact(run: Path, full: bool = True) -> Iterator[Checkpoint]:
+def intact(run: Path) -> Iterator[Checkpoint]:
     """A run's checkpoints that can be resumed from, newest first; a damaged one is passed over with a warning."""
     for folder in reversed(checkpoints(run)):
         try:
             checkpoint = Checkpoint.load(folder)
-            if checkpoint.full or not full:
+            if checkpoint.full:
                 checkpoint.verify()
                 yield checkpoint
         except DataError as error:
@@ -241,54 +212,27 @@ def retain(run: Path, keep_last: int, kept: tuple[int, ...]) -> None:
     full = [folder for folder in checkpoints(run) if (folder / OPTIMIZER).exists()]
     for folder in full[: -max(keep_last, 1)]:
         if int(folder.name) in kept:
-            (folder / OPTIMIZER).unlink(missing_ok=True)
-            (folder / RAW).unlink(missing_ok=True)
+            _strip(folder)
         else:
             doomed = folder.with_name(f".{folder.name}.old.tmp")
             os.rename(folder, doomed)  # so that a half-deleted folder is never taken for a damaged checkpoint
             shutil.rmtree(doomed)
 
 
+def _strip(folder: Path) -> None:
+    """Leave the EMA weights of a checkpoint only."""
+    (folder / OPTIMIZER).unlink(missing_ok=True)
+    (folder / RAW).unlink(missing_ok=True)
+
+
+def adopt(run: Path, images: int, from_run: Path) -> None:
+    """Take over the EMA weights of another run's checkpoint at `images` seen."""
+    folder = from_run / "checkpoints" / f"{images:09d}"
+    _strip(folder)
+    replace_folder(folder, run / "checkpoints" / folder.name)
+
+
 def clean(run: Path) -> None:
     """Remove what a killed run left half done."""
     for path in (run / "checkpoints").glob(".*.tmp"):
         shutil.rmtree(path)
-
-
-class Log:
-    """metrics.jsonl, open for appending."""
-
-    def __init__(self, run: Path, images_seen: int):
-        """Lines past `images_seen` are cut off: the run that resumes there writes them again."""
-        self._path = run / "metrics.jsonl"
-        lines = [line for line in read_log(run) if line["images_seen"] <= images_seen]
-        with atomic_write(self._path) as file:
-            file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
-        self.seconds: float = lines[-1]["seconds"] if lines else 0.0
-        self._file = self._path.open("ab", buffering=0)
-
-    def write(self, line: dict[str, Any]) -> None:
-        """Raises `TrainingError` when the disk is full."""
-        try:
-            self._file.write(json.dumps(line).encode() + b"\n")
-        except OSError as error:
-            raise TrainingError(f"{self._path}: cannot be written: {error}; make room and run again") from None
-
-    def sync(self) -> None:
-        """Before a checkpoint is saved, so that no checkpoint is ahead of the log."""
-        os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def read_log(run: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; a last line that was cut short by a kill does not count."""
-    path = run / "metrics.jsonl"
-    if not path.is_file():
-        return []
-    lines = path.read_text().split("\n")[:-1]
-    try:
-        return [json.loads(line) for line in lines]
-    except ValueError as error:
-        raise DataError(f"{path}: damaged: {error}; delete it to go on without the log so far") from None

@@ -1,0 +1,3 @@
+from isocost.cli import main
+
+main()

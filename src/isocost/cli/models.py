@@ -1,0 +1,117 @@
+"""Commands about single models: their sizes, their images, and folders for diffusers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from isocost.cli.output import print_json, records, say
+from isocost.cli.parser import Json, command
+
+
+@command("isocost ladder sd", "isocost ladder micro --json")
+def ladder(name: str = "sd", *, json: Json = False) -> None:
+    """Print the members of a ladder: parameters, forward GFLOPs and normalised cost.
+
+    For `sd` the paper's Table 1 stands beside our counts. Counted without weights, in seconds.
+
+    Parameters
+    ----------
+    name
+        sd (the paper's), sd-768 (Stable Diffusion 1.5's text encoder) or micro (small images).
+    """
+    from isocost import api
+
+    frame = api.ladder(name)
+    if json:
+        print_json(records(frame))
+        return
+    from isocost.console import print_table
+
+    print_table(frame, title=f"ladder {name}: one evaluation of one image; FLOPs = 2 x multiply-adds")
+
+
+@command(
+    'isocost sample runs/quickstart --member c32 --prompt "a large red circle in the centre on a blue background"',
+    "isocost sample CHECKPOINT --prompt 'two small green stars' --steps 8 --guidance 2 --out stars.png",
+)
+def sample(
+    checkpoint: Path,
+    *,
+    prompt: Annotated[list[str], Parameter(negative=(), help="What to draw (repeatable).")],
+    member: str | None = None,
+    steps: int = 20,
+    sampler: str = "ddim",
+    guidance: float = 2.0,
+    spacing: Literal["leading", "linspace", "trailing"] = "trailing",
+    eta: float = 0.0,
+    replicate: int = 0,
+    out: Path = Path("sample.png"),
+    json: Json = False,
+) -> None:
+    """Draw images from a checkpoint and write them as one PNG (or one file a prompt, with {i} in --out).
+
+    Parameters
+    ----------
+    checkpoint
+        A checkpoint's folder, a training run's, or a store (then say which --member).
+    member
+        Which member of a store: c8, c16, ...
+    steps
+        Sampling steps, 1 to 1000.
+    sampler
+        ddim, ddpm, dpmpp_2m, euler or heun.
+    guidance
+        Classifier-free guidance scale; 1 = none.
+    spacing
+        How timesteps are spread.
+    eta
+        DDIM's eta: 0 deterministic, 1 ancestral.
+    replicate
+        Another number, another image of the same prompt.
+    out
+        Where to write.
+    """
+    from isocost import api
+    from isocost.console import write_images
+
+    images = api.sample(
+        checkpoint,
+        prompt,
+        steps=steps,
+        sampler=sampler,
+        guidance_scale=guidance,
+        spacing=spacing,
+        eta=eta,
+        replicate=replicate,
+        member=member,
+    )
+    written = [str(path) for path in write_images(images, out)]
+    if json:
+        print_json({"images": written})
+    else:
+        say("wrote " + ", ".join(written))
+
+
+@command("isocost export runs/quickstart exported --member c32", "isocost export CHECKPOINT exported")
+def export(checkpoint: Path, out: Path, *, member: str | None = None, json: Json = False) -> None:
+    """Write a checkpoint as a diffusers folder with a model card; `StableDiffusionPipeline.from_pretrained` loads it.
+
+    Parameters
+    ----------
+    checkpoint
+        A checkpoint's folder, a training run's, or a store (then say which --member).
+    out
+        Folder to write; it must not exist, or be empty.
+    member
+        Which member of a store.
+    """
+    from isocost import api
+
+    folder = api.export(checkpoint, out, member=member)
+    if json:
+        print_json({"folder": str(folder)})
+    else:
+        say(f'wrote {folder}\nUse it: StableDiffusionPipeline.from_pretrained("{folder}")')
