@@ -3,12 +3,11 @@
     python benchmarks/sampling.py [--widths 8,16,24,32,48,64] [--steps 10] [--guidance 2] [--batch 64] [--repeats 5]
                                   [--dtype fp32|bf16] [--compiled] [--cores 2] [--changes]
 
-The pipeline runs in one process with a thread a core, as a user would run it; our engine, as a sweep does, in a process
-a core with one thread each. Both start from prompts and end with uint8 images; turns alternate. The images are compared
-first: the benchmark fails where they differ by more than 1e-3 of full scale on average (bf16: 2e-2). Weights are random:
-they cost what trained ones do. `--changes` adds what each part of the engine brings: CPU seconds of one trajectory on
-one thread with that part taken out, over those with all of them.
-"""
+The pipeline runs in one process with a thread a core, as a user would run it; our engine, as a sweep does, in a
+process a core with one thread each. Both start from prompts and end with uint8 images; turns alternate. The images
+are compared first: the benchmark fails where they differ by more than 1e-3 of full scale on average (bf16: 2e-2).
+Weights are random: they cost what trained ones do. `--changes` adds what each part of the engine brings: CPU
+seconds of one trajectory on one thread with that part taken out, over those with all of them."""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ class ModelSpec(Spec):
 class NoiseSchedule(Spec):
     """alpha_cumprod over integer timesteps 0..num_train_timesteps-1. Defaults: Stable Diffusion 1.5's betas.
 
-    `kind`: of the betas, by diffusers' names; squaredcos_cap_v2, the cosine, has no use for `beta_start` and `beta_end`.
+    `kind`: of the betas, by diffusers' names; squaredcos_cap_v2, the cosine, does not use `beta_start` and `beta_end`.
     `final_alpha` is the alpha_cumprod that the last sampling step lands on: `one` (a clean image) or `first`
     (alpha_cumprod[0], diffusers' `set_alpha_to_one=False`).
     """

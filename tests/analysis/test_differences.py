@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from isocost.analysis.cells import best_guidance
 from isocost.analysis.differences import comparer
@@ -54,3 +55,17 @@ def test_no_error_estimate_gives_no_ties(world, synthetic):
     values = cells.rows["value"]
     for _, point in points.iterrows():
         assert all(values[other] <= point["value"] for other in point["ties"])
+
+
+def test_a_small_reference_adds_its_own_share(world, synthetic):
+    rows = best_guidance(world.table, synthetic.FD).rows
+    winner, other = rows.iloc[1], rows.iloc[[0]]
+    references = {key: np.random.default_rng(place).standard_normal(50) for place, key in enumerate(rows["score_key"])}
+
+    def with_references(score_key: str) -> np.ndarray:
+        return np.concatenate([world.influence(score_key), references[score_key]])
+
+    _, (alone,), _ = comparer(world.influence)(winner, other)
+    _, (both,), (paired,) = comparer(with_references)(winner, other)
+    share = np.var(references[winner["score_key"]] - references[other["score_key"].iloc[0]], ddof=1) / 50
+    assert paired and both == pytest.approx(np.hypot(alone, np.sqrt(share)))

@@ -1,7 +1,9 @@
 """Differences between cells, and ties.
 
 They are paired: prompt i and its noise are the same in every cell, so with IF the centred influence values of a
-metric, SE(A - B) = sd(IF_A - IF_B) / sqrt(n), which is far below the SE of either value.
+metric, SE(A - B) = sd(IF_A - IF_B) / sqrt(n), which is far below the SE of either value. Where the reference is a
+small sample its M images have influence values of their own, and their share adds: the variance of the difference is
+then sd(IF_A - IF_B)^2 / n + sd(RIF_A - RIF_B)^2 / M.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from isocost.analysis.cells import Z95
 from isocost.analysis.frames import DataFrame, Series
 
 Influence = Callable[[str], np.ndarray | None]
-"""score_key -> centred influence values [n] of the metric, or None where they are not stored."""
+"""score_key -> centred influence values [n], followed by the reference's [M] where it is a small sample, or None where
+they are not stored."""
 Compare = Callable[[Series, DataFrame], tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
@@ -34,8 +37,9 @@ def comparer(influence: Influence | None) -> Compare:
         a, b = of(cell["score_keys"]), of(score_keys)
         if a is None or b is None or len(a) != len(b):
             return float(np.hypot(cell["stderr"], stderr)), False
-        image_variance = np.var(a - b, ddof=1) / len(a)
-        return float(np.sqrt(image_variance + cell["seed_variance"] + seed_variance)), True
+        images, references = np.split(a - b, [int(cell["n"])])
+        variance = _variance_of_mean(images) + (_variance_of_mean(references) if len(references) else 0.0)
+        return float(np.sqrt(variance + cell["seed_variance"] + seed_variance)), True
 
     def compare(cell: Series, others: DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         columns = zip(others["score_keys"], others["stderr"], others["seed_variance"], strict=True)
@@ -44,6 +48,10 @@ def comparer(influence: Influence | None) -> Compare:
         return difference, np.array([se for se, _ in errors]), np.array([paired for _, paired in errors], dtype=bool)
 
     return compare
+
+
+def _variance_of_mean(values: np.ndarray) -> float:
+    return float(np.var(values, ddof=1)) / len(values)
 
 
 def tied(winner: Series, others: DataFrame, sign: float, compare: Compare) -> tuple[tuple[int, ...], bool]:

@@ -6,7 +6,16 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-SAMPLERS = {"ddim": "DDIM", "ddpm": "DDPM", "dpmpp_2m": "DPM-Solver++ 2M", "euler": "Euler", "heun": "Heun"}
+SAMPLERS = {
+    "ddim": "DDIM",
+    "ddpm": "DDPM",
+    "dpmpp_2m": "DPM-Solver++ 2M",
+    "dpmpp_2m_sde": "DPM-Solver++ 2M SDE",
+    "euler": "Euler",
+    "heun": "Heun",
+    "lcm": "LCM",
+    "unipc": "UniPC",
+}
 METRICS = {"fd": "FD", "fd-infinity": "FD∞", "kid": "KID", "clip": "CLIP score", "cmmd": "CMMD", "is": "IS"}
 UNITS = {"paper": "units of paper cost", "gflops": "GFLOPs", "seconds": "seconds"}
 COST_AXES = {

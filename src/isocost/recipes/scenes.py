@@ -33,12 +33,12 @@ def quickstart() -> StudySpec:
         data=DataSource(
             kind="scenes",
             resolution=32,
-            images=38_400,
+            images=32_000,
             scenes=SceneOptions(groups=1, count=2, textures=False),
         ),
         members=micro_members(8, 16, 24),
         train=TrainSettings(
-            images=51_200,
+            images=40_960,
             batch=128,
             optimizer=Optimizer(kind="muon", lr=3e-3),
             lr_schedule=LrSchedule(kind="cosine", warmup_images=1280),

@@ -141,4 +141,4 @@ def _write(store: Store, sample_key: str, spec: ScoreSpec, estimates: Mapping[st
             valid=estimate.valid,
             environment=environment(),
         )
-        store.write_score(score, estimate.influence)
+        store.write_score(score, estimate.influence, estimate.reference_influence)

@@ -8,6 +8,7 @@
     STORE/references/KEY.safetensors
     STORE/chunks/ab/KEY/00003.safetensors    features of engine.batch images, with evaluations and seconds
     STORE/cells/ab/KEY.json        one Score; KEY.npy beside it: its influence values, fp32, one an image
+                                             (and one a reference image, where the reference is a small sample)
     STORE/influence/DIGEST.safetensors       influence values of many scores: where `compact` moves those .npy files
     STORE/index.parquet            derived from cells/: rebuilt when it does not match
     STORE/costs.json               derived from chunks/: what an image of each cost, since the last `compact`
@@ -216,12 +217,15 @@ class Store:
         """Where a score's influence values lie until they are packed."""
         return self.score_path(score_key).with_suffix(".npy")
 
-    def write_score(self, score: Score, influence: np.ndarray | None) -> str:
+    def write_score(
+        self, score: Score, influence: np.ndarray | None, reference_influence: np.ndarray | None = None
+    ) -> str:
         """Store a score under its key, its influence values first: a score that is there is complete."""
         key = self.score_key(score.sample_key, score.score_spec)
         path = self.score_path(key)
         if influence is not None:
-            write_atomically(self.influence_path(key), _npy(influence.astype(np.float32)))
+            parts = [part for part in (influence, reference_influence) if part is not None]
+            write_atomically(self.influence_path(key), _npy(np.concatenate(parts).astype(np.float32)))
         write_atomically(path, (json.dumps(score.model_dump(mode="json"), indent=1) + "\n").encode())
         return key
 
@@ -239,7 +243,8 @@ class Store:
             yield path.stem, self.read_score(path)
 
     def influence(self, score_key: str) -> np.ndarray | None:
-        """Per-image influence values of a score, in order of place, as float64; None where the metric has none."""
+        """Influence values of a score as float64: of its n images, in order of place, then of the reference's images
+        where that is a small sample. None where the metric has none."""
         path = self.influence_path(score_key)
         if path.is_file():
             return np.load(path, allow_pickle=False).astype(np.float64)

@@ -116,7 +116,9 @@ def compact(store: Store) -> dict[str, Any]:
         new = [key for key in loose if key not in held]
         for start in range(0, len(new), SCORES_A_PACK):
             values = {key: store.influence(key) for key in new[start : start + SCORES_A_PACK]}
-            store.write_pack({key: found for key, found in values.items() if found is not None})
+            found = {key: value for key, value in values.items() if value is not None}
+            for length in sorted({len(value) for value in found.values()}):
+                store.write_pack({key: value for key, value in found.items() if len(value) == length})
         for key in loose:
             store.influence_path(key).unlink()
         packed += len(loose)
