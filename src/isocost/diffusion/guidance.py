@@ -48,7 +48,7 @@ def guide(
         return denoiser.bind(context)
 
     @cache
-    def both() -> Callable[[Tensor, int], tuple[Tensor, Tensor]]:
+    def both() -> Callable[[Tensor, int], tuple[Tensor, ...]]:
         if weak is not None:
             weaker, cond = weak.bind(context), plain()
             return lambda x, t: (weaker(x, t), cond(x, t))

@@ -89,7 +89,7 @@ def quality_by_cost(cells: Cells, unit: str) -> Chart:
         first = name not in {other.name for other in series}
         series.append(replace(curve, in_legend=first))
     key = ", ".join(f"{sampler} {DASHES[k % len(DASHES)][0]}" for k, sampler in enumerate(samplers))
-    title = "Quality against sampling cost" + (f" ({key})" if len(samplers) > 1 else "")
+    title = "Quality against sampling cost" + (f"\n({key})" if len(samplers) > 1 else "")
     return Chart(title, COST_AXES[unit], metric_name(cells.metric), tuple(series), log_y=_is_wide(cells.rows))
 
 

