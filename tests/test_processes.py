@@ -32,6 +32,15 @@ def test_a_folder_has_one_trainer_and_a_killed_one_lets_go(tmp_path):
         pass
 
 
+@pytest.fixture
+def interruptible():
+    """A shell starts what it puts in the background with SIGINT ignored; these tests want Python's own handler."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_the_first_signal_is_kept_and_the_second_acts():
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt), stop_signals() as received:
