@@ -226,12 +226,13 @@ def table(rows: Sequence[dict]) -> str:
     return "\n".join([*lines, *(line for _, line in sorted(shares.values(), reverse=True))])
 
 
-def sheet(tested: Pictures, other: Pictures, shown: int = 4) -> Image.Image:
-    """A row a spoiling: the first pictures as they are, then at each degree."""
-    rows = []
+def sheet(tested: Pictures, shown: int = 4) -> Image.Image:
+    """A row a spoiling that changes pictures: the first ones as they are, then at each degree."""
+    rows, first = [], tested[:shown]
     for spoiling in SPOILINGS.values():
-        degrees = [tested] + [spoiling.apply(tested, degree, other) for degree in spoiling.degrees]
-        rows.append(np.concatenate([picture for pictures in degrees for picture in pictures[:shown]], axis=1))
+        if spoiling.has_target:
+            degrees = [first] + [spoiling.apply(first, degree, first) for degree in spoiling.degrees]
+            rows.append(np.concatenate([picture for pictures in degrees for picture in pictures], axis=1))
     whole = Image.fromarray(np.concatenate(rows))
     return whole.resize((whole.width // 2, whole.height // 2), Image.Resampling.LANCZOS)
 
@@ -281,8 +282,7 @@ def main(
     figures.mkdir(exist_ok=True)
     draw(rows, figures / "sensitivity.png")
     for name, (_, tested) in sets.items():
-        other = next(pictures for key, (_, pictures) in sets.items() if key != name)
-        sheet(tested, other).save(figures / f"pictures-{name}.png")
+        sheet(tested).save(figures / f"pictures-{name}.png")
     (out / "table.md").write_text(table(rows) + "\n")
     print(table(rows))
 

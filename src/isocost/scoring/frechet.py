@@ -185,7 +185,7 @@ def _expand(
         moment += float(np.sum(np.square(sums[:, 1:]) @ weights))
         start = rows.stop
     curvature = moment / sample.n - s.sum() / 2
-    bias = (sample.total_variance + curvature / 2) / sample.n
+    bias = float(sample.total_variance + curvature / 2) / sample.n
     return centred(influence), bias
 
 
