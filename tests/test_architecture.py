@@ -20,10 +20,10 @@ PACKAGE = ROOT / "src" / "isocost"
 
 # From the bottom up. A module may import its own package and the rows above its own; what shares a row stays apart.
 LAYERS = (
-    ("errors",),
+    ("errors", "dtensors"),
     ("allocator", "files", "optim", "processes"),
     ("specs", "environment", "runlog"),
-    ("models", "diffusion"),
+    ("models", "diffusion", "trackers", "utilisation"),
     ("data",),
     ("encoders",),
     ("training", "sampling", "scoring"),
@@ -33,12 +33,18 @@ LAYERS = (
     ("recipes",),
     ("api",),
     ("console",),
-    ("cli", "__main__"),
+    ("cli",),
+    ("__main__",),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-HEAVY = ("torch", "diffusers", "transformers", "pandas", "scipy", "pyarrow", "matplotlib", "plotly")
+HEAVY = ("torch", "diffusers", "transformers", "pandas", "scipy", "pyarrow", "matplotlib", "plotly", "ray")
 FORBIDDEN = ("torchvision", "pickle", "dill", "cloudpickle", "joblib", "accelerate")
-DISTRIBUTION = {"PIL": "pillow", "yaml": "pyyaml", "huggingface_hub": "huggingface-hub"}  # where it is not the module
+DISTRIBUTION = {  # where it is not the module
+    "PIL": "pillow",
+    "yaml": "pyyaml",
+    "huggingface_hub": "huggingface-hub",
+    "pynvml": "nvidia-ml-py",
+}
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -19,6 +19,7 @@ from isocost.specs import (
     Guidance,
     ModelSpec,
     NoiseSchedule,
+    Optimizer,
     PromptSet,
     SampleKey,
     SamplingPlan,
@@ -68,11 +69,19 @@ GOLDEN: dict[str, tuple[Spec, str]] = {
     "schedule": (NoiseSchedule(), "0bbda6e7e6c2ed0510054c1c271c9f3c861a9c42887f934e9a9480ed0b0afc70"),
     "guidance": (Guidance(scale=7.5), "b15a12049dde6088dc93fa1673cc4db1e09da793e75a24f8d6bed69dfc9482fe"),
     "plan": (PLAN, "9bd76a90108a96cba2eac4dec8addcf36aca8e941c141f3b4f646bb13e69abb1"),
+    "grid": (
+        Grid(steps=(1, 2), guidance=(1.0, 2.0)),
+        "a753707debf18eacace8bb133bbbd750fde7eaeb09c50f3a0372394323272217",
+    ),
+    "grid_spacing": (
+        Grid(samplers=("dpmpp_2m",), spacing="leading"),
+        "b22d56c1168ae02e95e0794807af307779e590fc6aeb878c6e48cffc8586df96",
+    ),
     "train": (
         TrainSpec(**dict(TRAIN), model=MODEL, data=DATA),
         "de8fb60cd02e58fbaf4821c6e1492206dfad2203c191acbb9bb79a25bb834e0c",
     ),
-    "sample_key": (SAMPLE_KEY, "299684c1f48fb5cc8a6a8c64af3bc176adf33e90134e1113524937d114ee8938"),
+    "sample_key": (SAMPLE_KEY, "c1502e69afd8e5af253dc45c87358a3f12705eca3c7caafce659ae46c8dcfc93"),
     "score": (
         ScoreSpec(metric="fd", extractor="scenes-clip-score@45", n=512),
         "1449daf119daf1ab35b9f53afdc2abe052f6b5388809630ee480b061fbfa0912",
@@ -172,10 +181,19 @@ def test_specs_are_frozen_and_hashable():
         (
             NoiseSchedule,
             "kind: cosine",
-            "study.yaml: kind: Input should be 'scaled_linear', 'linear' or 'squaredcos_cap_v2' (found 'cosine')",
+            "study.yaml: kind: Input should be 'scaled_linear', 'linear', 'squaredcos_cap_v2' or 'flow' (found",
         ),
         (DataSource, "kind: scenes", "scenes are endless: say how many images to draw in `images`"),
         (DataSource, "kind: images", "kind 'images' needs `train`"),
+        (Grid, "{guidance: [0.5, 2], mode: cfg++}", "scale 2 is cfg++'s lambda, which goes from 0 to 1"),
+        (Grid, "guide: c8", "`guide` is the weaker checkpoint of mode 'autoguidance': give both, or neither"),
+        (Grid, "{mode: autoguidance, guide: c8, members: [c8, c16]}", "guide c8 would guide itself"),
+        (Grid, "{mode: autoguidance, guide: c8, stitch: {first: c8, then: c16}}", "guide c8 would guide itself"),
+        (Grid, "{members: [c8], stitch: {first: c8, then: c16}}", "leave `members` out"),
+        (Grid, "stitch: {first: c8, then: c8}", "`first` and `then` are both c8"),
+        (Grid, "stitch: {first: c8, then: c16, shares: [1.5]}", "less than or equal to 1"),
+        (Grid, "interval: [800, 200]", "interval [800, 200] is empty"),
+        (Grid, "best_of: [0]", "greater than or equal to 1"),
         (Guidance, "- 1", "study.yaml: expected fields of Guidance, found list."),
         (Guidance, "", "study.yaml: expected fields of Guidance, found NoneType."),
         (Guidance, "scale: [1", "study.yaml: not YAML: while parsing a flow sequence"),
@@ -240,3 +258,30 @@ def test_load_reads_a_file_and_names_a_missing_one(tmp_path: Path):
     assert load(path, StudySpec) == STUDY
     with pytest.raises(SpecError, match=r"missing\.yaml: No such file or directory$"):
         load(tmp_path / "missing.yaml", StudySpec)
+
+
+def test_flow_and_rate_rules_leave_old_digests_alone():
+    for spec, fields in (
+        (NoiseSchedule(), {"shift": 1.0}),
+        (TRAIN, {"timesteps": "uniform"}),
+        (Optimizer(), {"lr_scaling": "constant", "base_width": None}),
+    ):
+        assert not fields.keys() & spec.canonical().keys()
+        assert spec.model_copy(update=fields).digest == spec.digest
+    assert NoiseSchedule(kind="flow").digest != NoiseSchedule(kind="flow", shift=3).digest
+    assert TRAIN.model_copy(update={"timesteps": "logit_normal"}).digest != TRAIN.digest
+
+
+@pytest.mark.parametrize(
+    ("cls", "fields", "message"),
+    [
+        (NoiseSchedule, {"shift": 2}, "shift 2 is of kind 'flow' only"),
+        (NoiseSchedule, {"kind": "flow", "zero_terminal_snr": True}, "ends in pure noise as it is"),
+        (TrainSettings, {"schedule": {"kind": "flow"}}, "goes with prediction 'flow' or 'sample', not v_prediction"),
+        (TrainSettings, {"timesteps": "normal"}, "timesteps"),
+    ],
+)
+def test_a_flow_is_not_a_schedule_of_betas(cls, fields, message):
+    needed = {"images": 8, "batch": 8, "caption_dropout": 0.1} if cls is TrainSettings else {}
+    with pytest.raises(SpecError, match=message):
+        cls.parse(needed | fields)

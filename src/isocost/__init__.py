@@ -8,8 +8,12 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from isocost.api import (
+        adaptive_search,
         build_reference,
         check,
+        data_filter,
+        data_info,
+        encode,
         env,
         export,
         ladder,
@@ -17,19 +21,25 @@ if TYPE_CHECKING:
         load_study,
         plan,
         quickstart,
+        ray_cluster,
         recipe,
         report,
         sample,
         score,
         status,
         sweep,
+        sweep_shard,
         table,
         train,
     )
 
 __all__ = [
+    "adaptive_search",
     "build_reference",
     "check",
+    "data_filter",
+    "data_info",
+    "encode",
     "env",
     "export",
     "ladder",
@@ -37,12 +47,14 @@ __all__ = [
     "load_study",
     "plan",
     "quickstart",
+    "ray_cluster",
     "recipe",
     "report",
     "sample",
     "score",
     "status",
     "sweep",
+    "sweep_shard",
     "table",
     "train",
 ]

@@ -22,10 +22,17 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from isocost.analysis.planner import Recommendation
+    from isocost.data.filters import FilteredIndex
     from isocost.scoring.references import ReferenceSet
     from isocost.scoring.results import Scores
+    from isocost.study.dry_run import DryRun
+    from isocost.study.encode import Encoded
+    from isocost.study.executors import Executor
+    from isocost.study.measured import Measured
+    from isocost.study.search import Settings as Search
     from isocost.study.status import Status
     from isocost.study.store import Store
+    from isocost.training.parallel import Layout
 
 Progress = Callable[[str, float, float, str], None]
 StudyLike = StudySpec | str | Path
@@ -118,37 +125,195 @@ def ladder(name: str = "sd") -> pd.DataFrame:
 
 
 def train(
-    spec: StudyLike, store: str | Path | None = None, workers: int | None = None, progress: Progress = _silent
+    spec: StudyLike,
+    store: str | Path | None = None,
+    workers: int | None = None,
+    progress: Progress = _silent,
+    *,
+    device: str | None = None,
+    layout: Layout | None = None,
+    save_aside: bool = False,
 ) -> pd.DataFrame:
-    """Train every member at every seed; one row a kept checkpoint: member, seed, images_seen, digest, folder."""
+    """Train every member at every seed; one row a kept checkpoint: member, seed, images_seen, digest, folder.
+
+    Under torchrun all ranks call this and train each member together; only rank 0 gets rows. `device`: "cpu" or "cuda";
+    None: the GPUs under torchrun, else the CPU. `layout`: how a run is spread over ranks and memory. `save_aside`:
+    training goes on while a state is written. None of them moves a result, but for rounding.
+    """
     import pandas as pd
 
     from isocost.study import run
+    from isocost.study.together import Training, follow, leading
+    from isocost.training.parallel import PLAIN, torchrun_ranks
 
     spec = load_study(spec)
-    trained = run.train(spec, open_store(store or default_store(spec)), workers, progress)
+    with torchrun_ranks(device) as ranks:
+        training = Training(ranks, layout or PLAIN, save_aside)
+        if not ranks.leads:
+            follow(training)
+            return pd.DataFrame()
+        workers = workers or (1 if device == "cuda" else None)  # a GPU has room for one training
+        with leading(ranks):
+            trained = run.train(spec, open_store(store or default_store(spec)), workers, progress, training=training)
     rows = [
         {
-            "member": training.model.name,
-            "seed": training.seed,
-            "images_seen": ref.images_seen,
-            "checkpoint": ref.content_digest,
-            "folder": str(trained.folders[ref.content_digest]),
+            "member": checkpoint.name,
+            "seed": checkpoint.seed,
+            "images_seen": checkpoint.ref.images_seen,
+            "checkpoint": checkpoint.ref.content_digest,
+            "folder": str(checkpoint.folder),
         }
-        for training, refs in trained.runs
-        for ref in refs
+        for checkpoint in trained.checkpoints
+        if checkpoint.seed is not None
     ]
     return pd.DataFrame(rows)
 
 
+def dry_run(
+    spec: StudyLike,
+    *,
+    gpus: int = 1,
+    layout: Layout | None = None,
+    mfu: float = 0.4,
+    peak_tflops: float | None = None,
+) -> DryRun:
+    """What training a study's members will take, from its spec alone: nothing is read, made or downloaded.
+
+    Parameters, FLOPs, memory a GPU under the layout, checkpoint sizes, and GPU-hours where the share `mfu` of
+    `peak_tflops` a GPU (None: an H100's, bf16) goes into the model's own FLOPs. Raises `SpecError` where the batch does
+    not split over the GPUs.
+    """
+    from isocost.models.budget import H100_BF16_TFLOPS, Hardware
+    from isocost.models.memory import Spread
+    from isocost.study.dry_run import dry_run as estimate
+    from isocost.training.parallel import PLAIN
+
+    chosen = layout or PLAIN
+    spread = Spread(chosen.sharding, gpus, chosen.shard_ranks or 8, chosen.checkpoint_activations)
+    return estimate(load_study(spec), Hardware(spread, mfu, peak_tflops or H100_BF16_TFLOPS))
+
+
+def encode(
+    spec: StudyLike,
+    store: str | Path | None = None,
+    share: tuple[int, int] = (0, 1),
+    progress: Progress = _silent,
+    device: str = "cpu",
+) -> Encoded:
+    """Encode share i of n of a study's training data, for `share` (i, n); each of n processes takes one.
+
+    Whoever finds all shards done finishes the set. What is there is kept: call it again after an interruption.
+    """
+    from isocost.study.encode import encode as encode_share
+
+    spec = load_study(spec)
+    return encode_share(spec, open_store(store or default_store(spec)), share, progress, device)
+
+
+def data_info(places: Sequence[str | Path], verify: bool = False) -> list[dict[str, Any]]:
+    """What lies in folders and shards of captioned images, or of latents, here or at URLs: counts, bytes and digests.
+
+    verify: also read every byte. Raises `DataError` naming what is damaged or missing.
+    """
+    from isocost.encoders.info import describe
+
+    return [describe(place, verify) for place in places]
+
+
+def data_filter(
+    places: Sequence[str | Path],
+    rules: Sequence[str],
+    missing: str = "error",
+    out: str | Path | None = None,
+    progress: Progress = _silent,
+) -> FilteredIndex:
+    """Which captioned images pass rules such as "caption_words>=3" and "json.aesthetic>=5", counted.
+
+    missing: what becomes of an image without a rule's field: "error", "drop" or "keep". out: file for the index.
+    """
+    from isocost.data.filters import filtered, parse_rule
+    from isocost.data.images import open_images
+
+    parsed = [parse_rule(rule, missing) for rule in rules]
+    images = open_images(places, captions_required=False)
+    return filtered(images, parsed, Path(out) if out else None, lambda done, all_: progress("filter", done, all_, ""))
+
+
 def sweep(
-    spec: StudyLike, store: str | Path | None = None, workers: int | None = None, progress: Progress = _silent
+    spec: StudyLike,
+    store: str | Path | None = None,
+    workers: int | None = None,
+    progress: Progress = _silent,
+    *,
+    executor: Executor | None = None,
+    search: Search | None = None,
 ) -> pd.DataFrame:
-    """Train, sample and score what is missing; one row a (cell, metric, split). Call again to go on after a stop."""
+    """Train, sample and score what is missing; one row a (cell, metric, split). Call again to go on after a stop.
+
+    `executor`: where to work (`ray_cluster`); default: `workers` processes of this machine. `search`: find the
+    cost-quality frontier adaptively (`adaptive_search`), and score what is on it; default: every cell.
+    """
     from isocost.study import run
 
     spec = load_study(spec)
-    return run.sweep(spec, open_store(store or default_store(spec)), workers, progress)
+    return run.sweep(spec, open_store(store or default_store(spec)), workers, progress, executor, search)
+
+
+def adaptive_search(confidence: float = 0.95, tolerance: float = 0.01, unit: str = "paper", seed: int = 0) -> Search:
+    """A `search` for `sweep`: until, with probability `confidence`, full search would at no budget find anything better
+    by more than the share `tolerance`. `unit`: of the budgets, "paper" or "gflops". See docs/search.md.
+    """
+    from isocost.study.search import Settings
+
+    return Settings(confidence=confidence, tolerance=tolerance, unit=unit, seed=seed)
+
+
+def search(store: str | Path) -> dict[str, Any] | None:
+    """What adaptive search found in a store, with a `sentence`; None where every cell was, or is to be, scored."""
+    from isocost.study.adaptive import in_words
+
+    found = open_store(store).search()
+    return found and found | {"sentence": in_words(found)}
+
+
+def sweep_shard(
+    spec: StudyLike,
+    store: str | Path | None,
+    shard: tuple[int, int],
+    workers: int | None = None,
+    progress: Progress = _silent,
+    *,
+    executor: Executor | None = None,
+) -> dict[str, Any]:
+    """Make the images and features of share i of n of a trained study's cells, for `shard` (i, n); score nothing.
+
+    Shards may share a store, or have each a copy of the trained one (`isocost store merge` joins them); `sweep` scores.
+    """
+    from isocost.study import run
+
+    spec = load_study(spec)
+    return run.sweep_shard(spec, open_store(store or default_store(spec)), shard, workers, progress, executor)
+
+
+def ray_cluster(
+    spec: StudyLike, address: str | None = None, workers: int | None = None, num_gpus: float | None = None
+) -> Executor:
+    """An `executor` for `sweep` and `train`: actors on a Ray cluster, one CPU each; needs the extra `ray`.
+
+    Args:
+        address: of a running cluster, "HOST:PORT" or "auto". Default: what RAY_ADDRESS names, or runs on this machine;
+            else one of this machine's own, while this process lives.
+        workers: actors at most. Default: one per CPU of the cluster.
+        num_gpus: of each actor; 0.5 lets two share one. Default: 1 where the study's engine is on cuda, else 0.
+
+    Raises `SpecError` where Ray is not installed or no cluster answers.
+    """
+    from isocost.study.ray_executor import RayCluster, connected
+
+    if num_gpus is None:
+        num_gpus = 1 if load_study(spec).engine.device == "cuda" else 0
+    connected(address)
+    return RayCluster(address, workers, num_gpus)
 
 
 def status(store: str | Path) -> Status:
@@ -158,18 +323,23 @@ def status(store: str | Path) -> Status:
     return read(open_store(store))
 
 
-def table(store: str | Path) -> pd.DataFrame:
-    """The results table of a store."""
+def table(store: str | Path, measured: Mapping[str, Any] | None = None) -> pd.DataFrame:
+    """The results table of a store. `measured`: by whose seconds, as for `plan`."""
     from isocost.study import run
+    from isocost.study.measured import Wanted
 
-    return run.table(open_store(store))
+    return run.table(open_store(store), Wanted.parse(dict(measured or {}), "measured"))
 
 
 def cells(store: str | Path) -> pd.DataFrame:
     """One row a cell: what it is, what it costs, and its scores on all prompts, a column each."""
-    frame = table(store)
+    from isocost.analysis.cells import PLAIN, with_plans
+
+    frame = with_plans(table(store))
     frame = frame[(frame["split"] == "all") & ~frame["metric"].str.contains("/")]
-    what = ["member", "seed", "images_seen", "sampler", "steps", "guidance_scale", "paper_cost", "gflops_per_image"]
+    told_apart_by = [name for name, value in PLAIN.items() if (frame[name] != value).any()]
+    what = ["member", "seed", "images_seen", "sampler", "steps", "guidance_scale", *told_apart_by]
+    what += ["paper_cost", "gflops_per_image"]
     wide = frame.pivot_table(index=[*what, "sample_key"], columns="metric", values="value").reset_index()
     wide["sample_key"] = wide["sample_key"].str[:12]
     return wide.rename_axis(columns=None)
@@ -181,28 +351,39 @@ def plan(
     unit: str = "paper",
     metric: str | None = None,
     filters: Mapping[str, Any] | None = None,
+    measured: Mapping[str, Any] | None = None,
 ) -> Recommendation:
     """The best cell within a budget an image (None: no limit), with its interval and ties.
 
-    `unit`: "paper" (norm. cost x steps), "gflops" (every evaluation, guidance, encoders) or "seconds" (measured).
+    `unit`: "paper" (norm. cost x steps), "gflops" (every evaluation, guidance, encoders) or "seconds": as `measure`
+    found them, else as the sweep itself took. `measured` says by which of several: {"device": "H100", "dtype": "bf16",
+    "batch": 1}; default: those nearest to the study's own engine.
     """
     from isocost.analysis.planner import plan as answer
 
     opened = open_store(store)
     limit = Budget.parse({"unit": unit, "limit": budget}, "budget") if budget is not None else None
     metric, select_by = _judged_by(opened, metric)
-    return answer(table(store), limit, metric, influence=opened.influence, filters=filters, select_by=select_by)
+    found = table(store, measured)
+    return answer(found, limit, metric, influence=opened.influence, filters=filters, select_by=select_by)
 
 
 def frontier(
-    store: str | Path, unit: str = "paper", metric: str | None = None, filters: Mapping[str, Any] | None = None
+    store: str | Path,
+    unit: str = "paper",
+    metric: str | None = None,
+    filters: Mapping[str, Any] | None = None,
+    measured: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The cost-quality frontier in words: `columns`, `rows`, `crossovers`, `notes` and the answer's `sentence`."""
+    """The cost-quality frontier in words: `columns`, `rows`, `crossovers`, `notes` and the answer's `sentence`.
+
+    Arguments as for `plan`.
+    """
     from isocost.reporting.page import summary
 
     opened = open_store(store)
     metric, select_by = _judged_by(opened, metric)
-    return summary(table(store), metric, unit, opened.influence, filters, select_by)
+    return summary(table(store, measured), metric, unit, opened.influence, filters, select_by)
 
 
 def _judged_by(store: Store, metric: str | None) -> tuple[str, str]:
@@ -256,6 +437,40 @@ def sample(
     asked = [(text, text, replicate) for text in prompts]
     batches = [asked[start : start + engine.batch] for start in range(0, len(asked), engine.batch)]
     return np.concatenate([generate(pipeline, plan, engine, batch).images for batch in batches])
+
+
+def measure(
+    target: str | Path,
+    member: str | None = None,
+    *,
+    batches: Sequence[int] | None = None,
+    repeats: int = 5,
+    again: bool = False,
+    progress: Progress = _silent,
+    **engine: Any,
+) -> list[Measured]:
+    """What checkpoints take on this machine: seconds, joules and memory, a `Measured` for each checkpoint and batch.
+
+    Args:
+        target: a store, whose every final checkpoint is measured (or a `member`'s), or a checkpoint's folder. What lies
+            in a store is kept there, `plan` and `report` go by it, and it is not measured again unless `again`.
+        batches: images a network call. Default: 1, and the engine's own batch.
+        engine: fields of `EngineSpec` (device, dtype, compiled, threads, network) that differ from the study's engine.
+    """
+    from isocost.study import measured, run
+    from isocost.study.store import Store
+
+    if member is None and (Path(target) / "study.yaml").is_file():
+        store: Store | None = Store(target)
+        trained = run.opened(store)
+        targets, scorers = measured.targets_of(trained), list(trained.scorers.values())
+    else:
+        one, store = measured.target_of(Path(target), member)
+        targets, scorers = [one], []
+    base = store.study().engine if store else EngineSpec()
+    asked = EngineSpec.parse(base.model_dump() | engine, "measure")
+    engines = [asked.model_copy(update={"batch": batch}) for batch in batches or sorted({1, asked.batch})]
+    return measured.measure_all(targets, engines, store, scorers, repeats, again, progress)
 
 
 def export(checkpoint: str | Path, folder: str | Path, *, member: str | None = None) -> Path:
@@ -371,6 +586,22 @@ def load_reference(path: str | Path) -> ReferenceSet:
     from isocost.scoring.references import load_reference as read
 
     return read(path)
+
+
+def track(store: str | Path, to: str, follow: bool = False) -> int:
+    """Copy the logs of a store's trainings to "tensorboard", "wandb" or "trackio"; returns how many lines they had.
+
+    `follow`: go on until the trainings have ended. Raises `SpecError` where that tracker is not installed.
+    """
+    from isocost.specs import TrainSpec, load
+    from isocost.trackers import mirror
+
+    count = 0
+    for path in sorted(open_store(store).path.glob("checkpoints/*/spec.yaml"), key=lambda path: path.stat().st_mtime):
+        spec = load(path, TrainSpec)
+        fields, until = spec.model_dump(mode="json"), spec.images if follow else None
+        count += mirror(path.parent, to, f"{spec.model.name}-seed{spec.seed}", fields, until)
+    return count
 
 
 def check() -> pd.DataFrame:

@@ -17,11 +17,14 @@ from rich.table import Table
 
 from isocost.analysis.words import number, with_error
 from isocost.errors import DataError
+from isocost.models.ladder import format_parameters
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from isocost.models.memory import Spread
     from isocost.scoring.results import Scores
+    from isocost.study.dry_run import DryRun
     from isocost.study.status import Status
 
 Report = Callable[[str, float, float, str], None]
@@ -156,6 +159,43 @@ def _identities(found: Scores) -> Iterator[str]:
         yield f"{name} of {', '.join(dict.fromkeys(metrics))}"
 
 
+def print_dry_run(found: DryRun) -> None:
+    """A row a member: what its training takes; then the totals, and what they rest on."""
+    spread = found.hardware.spread
+    title = f"training {found.study}, one seed, {spread.ranks} GPU(s), {_spread(spread)}"
+    shown = Table(title=title, title_justify="left")
+    heads = ("member", "weights", "FLOPs", "a GPU's batch", "GB a GPU", "of them activations", "GPU-hours", "days")
+    for name in (*heads, "GB a state", "GB to sample"):
+        shown.add_column(name, justify="left" if name == "member" else "right", overflow="fold")
+    for member in found.members:
+        memory = member.memory
+        shown.add_row(
+            member.member,
+            format_parameters(member.parameters),
+            f"{member.flops:.3g}",
+            f"{member.micro_batch}",
+            *(f"{size / 1e9:,.4g}" for size in (memory.total, memory.activations)),
+            f"{member.gpu_hours:,.4g}",
+            f"{member.days:,.3g}",
+            *(f"{size / 1e9:,.3g}" for size in (member.state_bytes, member.ema_bytes)),
+        )
+    _console().print(shown)
+    first, totals = found.members[0], found.totals
+    print(f"{first.images:,} images a member in {first.steps:,} steps; {found.seeds} seed(s)")
+    print(
+        f"in all: {totals['flops']:.3g} FLOPs, {totals['gpu_hours']:,.4g} GPU-hours, {totals['days']:,.3g} days one "
+        f"after another, {totals['disk_bytes'] / 1e9:,.4g} GB of checkpoints"
+    )
+    print(f"latents {found.latent_size}x{found.latent_size}, {found.context_length} tokens a caption")
+    for line in found.assumptions:
+        print(f"- assumed: {line}")
+
+
+def _spread(spread: Spread) -> str:
+    words = {"none": "not sharded", "fsdp": "fsdp", "hsdp": f"hsdp over {spread.shards}"}[spread.sharding]
+    return words + ", activations recomputed" * spread.checkpoint_activations
+
+
 def print_status(found: Status) -> None:
     """One line a run, then the sweep's counts."""
     print(f"{found.study} in {found.store}")
@@ -164,6 +204,10 @@ def print_status(found: Status) -> None:
     if found.cells is None:
         print("  cells: known once the members are trained")
     else:
+        if found.smaller_batches:
+            print(f"  cells that go on at a smaller batch, as memory ran out: {found.smaller_batches}")
+        if found.search:
+            print(f"  search: {found.search['images']['search']:,} images, doubt {found.search['doubt']:.2f}")
         print(f"  chunks: {found.chunks_done} of {found.chunks_wanted}; cells scored: {found.scored} of {found.cells}")
     print("finished" if found.finished else "not finished: `isocost sweep` goes on from here")
 

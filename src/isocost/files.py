@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,8 @@ from typing import BinaryIO
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """A binary file that appears under `path` whole and on disk, or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    writer = f"{os.uname().nodename}-{threading.get_ident()}-{os.getpid()}"  # machines may share a folder
+    temporary = path.with_name(f".{path.name}.tmp-{writer}")
     try:
         with temporary.open("wb") as file:
             yield file

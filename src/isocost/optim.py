@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from isocost.dtensors import like, whole
+
 PARTS = ("step", "exp_avg", "exp_avg_sq", "momentum")  # what AdamW, or Muon, keeps of a parameter
 
 
@@ -16,7 +18,8 @@ class MuonAdamW(torch.optim.AdamW):
 
     Muon is momentum whose update is orthogonalised. It is for weights of two axes or more between hidden features, the
     later axes taken together; what is next to pixels or latents, and vectors, belong to AdamW. Every group has
-    `initial_lr`, its peak: a schedule sets `lr` to a share of it. `adamw`: further arguments of AdamW.
+    `initial_lr`, its peak: a schedule sets `lr` to a share of it. `adamw`: further arguments of AdamW. A matrix that is
+    sharded over ranks is orthogonalised whole, on every rank.
     """
 
     def __init__(
@@ -55,9 +58,9 @@ def _muon_step(weight: Tensor, state: dict[str, Tensor], lr: float, momentum: fl
     if "momentum" not in state:
         state["momentum"] = torch.zeros_like(weight)
     average = state["momentum"].mul_(momentum).add_(weight.grad)
-    update = orthogonalised((weight.grad + momentum * average).flatten(1))
+    update = orthogonalised(whole(weight.grad + momentum * average).flatten(1))
     gain = max(1.0, update.shape[0] / update.shape[1]) ** 0.5
-    weight.sub_(update.view_as(weight), alpha=lr * gain)
+    weight.sub_(like(weight, update.view(weight.shape)), alpha=lr * gain)
 
 
 def orthogonalised(matrix: Tensor) -> Tensor:
@@ -72,21 +75,28 @@ def orthogonalised(matrix: Tensor) -> Tensor:
 
 
 def moments(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as `PARAMETER.PART`, on the CPU: names, so that it does not hang on parameters' order."""
+    """The optimizer's state as `PARAMETER.PART`: names, so that it does not hang on parameters' order.
+
+    On the parameters' device, and sharded where they are.
+    """
     return {
-        f"{name}.{part}": tensor.detach().cpu().contiguous()
+        f"{name}.{part}": tensor.detach().contiguous()
         for name, parameter in module.named_parameters()
         for part, tensor in optimizer.state[parameter].items()
     }
 
 
 def load_moments(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `moments` gave, bit for bit."""
+    """Put back what `moments` gave, bit for bit, from whole tensors: a sharded parameter takes its shard of them."""
     for name, parameter in module.named_parameters():
         of_this = {part: tensors[f"{name}.{part}"] for part in PARTS if f"{name}.{part}" in tensors}
-        step_device = parameter.device if optimizer.defaults.get("fused") else torch.device("cpu")
-        optimizer.state[parameter] = {
-            # Averages in the parameter's own memory layout, as the optimizer would have made them.
-            part: tensor.to(step_device) if part == "step" else torch.empty_like(parameter).copy_(tensor).detach()
-            for part, tensor in of_this.items()
-        }
+        optimizer.state[parameter] = {part: empty_moment(parameter, part, optimizer) for part in of_this}
+        for part, moment in optimizer.state[parameter].items():
+            moment.copy_(like(moment, of_this[part]))
+
+
+def empty_moment(parameter: Tensor, part: str, optimizer: torch.optim.Optimizer) -> Tensor:
+    """Where a part of a parameter's state is to lie, as the optimizer would have made it: in its memory layout."""
+    if part != "step":
+        return torch.empty_like(parameter).detach()
+    return torch.empty((), device=parameter.device if optimizer.defaults.get("fused") else "cpu")

@@ -11,7 +11,8 @@ from isocost.errors import DataError, TrainingError
 from isocost.files import atomic_write
 
 NAME = "metrics.jsonl"
-TAIL_BYTES = 4096  # more than a line
+SESSIONS = "sessions.jsonl"
+TAIL_BYTES = 4096  # some lines
 
 
 class Log:
@@ -34,7 +35,7 @@ class Log:
         try:
             self._file.write(json.dumps(line).encode() + b"\n")
         except OSError as error:
-            raise TrainingError(f"{self._path}: cannot be written: {error}; make room and run again") from None
+            raise _unwritable(self._path, error) from None
 
     def sync(self) -> None:
         """Before a state is saved, so that no state is ahead of the log."""
@@ -42,6 +43,23 @@ class Log:
 
     def close(self) -> None:
         self._file.close()
+
+
+def note_session(run: Path, images_seen: int, how: dict[str, Any]) -> None:
+    """Add a line to sessions.jsonl: how a run was begun, or gone on with, at so many images seen.
+
+    Raises `TrainingError` when the disk is full.
+    """
+    path = run / SESSIONS
+    try:
+        with path.open("a") as file:
+            file.write(json.dumps({"images_seen": images_seen, **how}) + "\n")
+    except OSError as error:
+        raise _unwritable(path, error) from None
+
+
+def _unwritable(path: Path, error: OSError) -> TrainingError:
+    return TrainingError(f"{path}: cannot be written: {error}; make room and run again")
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
@@ -58,11 +76,26 @@ def read_log(run: Path) -> list[dict[str, Any]]:
 
 def images_seen(run: str | Path) -> int:
     """How far a run is, from the end of its log, which another process may be writing; 0 where it has not begun."""
+    lines = _last_lines(Path(run))
+    return int(lines[-1]["images_seen"]) if lines else 0
+
+
+def images_per_second(run: str | Path) -> float:
+    """A run's speed of late; 0 where it has not begun."""
+    lines = _last_lines(Path(run))
+    first, last = (lines[0], lines[-1]) if lines else ({"images_seen": 0, "seconds": 0.0},) * 2
+    seconds = last["seconds"] - first["seconds"]
+    return (last["images_seen"] - first["images_seen"]) / seconds if seconds > 0 else 0.0
+
+
+def _last_lines(run: Path) -> list[dict[str, Any]]:
+    """The whole lines at the end of a run's log."""
     try:
-        file = (Path(run) / NAME).open("rb")
+        file = (run / NAME).open("rb")
     except FileNotFoundError:
-        return 0
+        return []
     with file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
-        whole_lines = file.read().split(b"\n")[:-1]
-    return int(json.loads(whole_lines[-1])["images_seen"]) if whole_lines else 0
+        start = max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES)
+        file.seek(start)
+        lines = file.read().split(b"\n")[:-1]
+    return [json.loads(line) for line in (lines[1:] if start else lines)]

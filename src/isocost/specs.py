@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -19,7 +20,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from isocost.errors import SpecError, did_you_mean
 
 SCHEMA = 1
-Prediction = Literal["epsilon", "v_prediction", "sample"]
+NO_TRAINING_IMAGES = "kind 'images' needs `train`: folders or .tar shards of captioned images"
+Prediction = Literal["epsilon", "v_prediction", "sample", "flow"]
+GuidanceMode = Literal["cfg", "cfg++", "autoguidance"]
+Interval = tuple[int, int]
 Spacing = Literal["leading", "linspace", "trailing", "lcm"]
 Split = Literal["selection", "report", "all"]
 
@@ -130,19 +134,30 @@ class ModelSpec(Spec):
 
 
 class NoiseSchedule(Spec):
-    """alpha_cumprod over integer timesteps 0..num_train_timesteps-1. Defaults: Stable Diffusion 1.5's betas.
+    """x_t = alpha x0 + sigma eps at integer timesteps 0..num_train_timesteps-1. Defaults: Stable Diffusion 1.5's betas.
 
     `kind`: of the betas, by diffusers' names; squaredcos_cap_v2, the cosine, does not use `beta_start` and `beta_end`.
-    `final_alpha` is the alpha_cumprod that the last sampling step lands on: `one` (a clean image) or `first`
-    (alpha_cumprod[0], diffusers' `set_alpha_to_one=False`).
+    `flow` has none: alpha = 1 - sigma with sigma even over (0, 1], then moved towards noise by `shift` (Stable
+    Diffusion 3, arXiv 2403.03206, section 5.3.2). `final_alpha` is the noise level that the last sampling step lands
+    on: `one` (a clean image) or `first` (timestep 0's, diffusers' `set_alpha_to_one=False`).
     """
 
-    kind: Literal["scaled_linear", "linear", "squaredcos_cap_v2"] = "scaled_linear"
+    NEUTRAL: ClassVar[dict[str, Any]] = {"shift": 1.0}
+    kind: Literal["scaled_linear", "linear", "squaredcos_cap_v2", "flow"] = "scaled_linear"
     num_train_timesteps: int = Field(default=1000, ge=2)
     beta_start: float = Field(default=0.00085, gt=0, lt=1)
     beta_end: float = Field(default=0.012, gt=0, lt=1)
     zero_terminal_snr: bool = False
     final_alpha: Literal["one", "first"] = "one"
+    shift: float = Field(default=1.0, gt=0, description="of a flow: more than 1 spends more timesteps near pure noise")
+
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> Self:
+        if self.kind != "flow" and self.shift != 1:
+            raise ValueError(f"shift {self.shift:g} is of kind 'flow' only: leave it out")
+        if self.kind == "flow" and self.zero_terminal_snr:
+            raise ValueError("zero_terminal_snr is of betas; a flow ends in pure noise as it is: leave it out")
+        return self
 
 
 class SceneOptions(Spec):
@@ -155,14 +170,49 @@ class SceneOptions(Spec):
     version: int = Field(default=1, ge=1)
 
 
+FILTER_FIELDS = ("caption_characters", "caption_words", "width", "height", "shorter_side", "aspect")
+
+
+class Filter(Spec):
+    """Keep the images where `min` <= `field` <= `max`.
+
+    field: caption_characters, caption_words; width, height, shorter_side in pixels, as the image's header says; aspect,
+    longer over shorter side; or json.NAME, a number in the sample's .json (json.aesthetic; json.a.b goes deeper).
+    missing: what becomes of an image without that field, or whose header cannot be read: an error, or it is counted and
+    dropped or kept.
+    """
+
+    field: str
+    min: float | None = None
+    max: float | None = None
+    missing: Literal["error", "drop", "keep"] = "error"
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.field not in FILTER_FIELDS and not re.fullmatch(r"json\.[^\s]+", self.field):
+            raise ValueError(
+                f"no field '{self.field}' to filter by.{did_you_mean(self.field, (*FILTER_FIELDS, 'json.NAME'))}"
+            )
+        if self.min is None and self.max is None:
+            raise ValueError("a filter needs `min`, `max` or both")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min {self.min:g} is above max {self.max:g}: nothing would be kept")
+        return self
+
+
 class DataSource(Spec):
     """Where captioned images come from, before encoding. A path is where to look; the digest of what lies there counts.
 
     `kind` "scenes" draws image i from (seed, i); "images" reads WebDataset tars or a folder with captions at `train`
-    and `val`. `autoencoder` and `text_encoder`: a shipped asset's name, a local folder, a hub id, or "own": trained
-    on this source by the study's first stage.
+    (where members are trained) and `val`. `autoencoder` and `text_encoder` of the members: a shipped asset's name, a
+    local folder, a hub id, or "own": trained on this source by the study's first stage.
+
+    Paths may be URLs of any store that fsspec knows. `filters`: which of the training images are used; `images` counts
+    those that pass. `encode`: all images ahead of training, into files, or "live", as training asks for them.
+    `embeddings`: a caption's lies in those files once, or in each that uses it, so that one can be read alone.
     """
 
+    NEUTRAL: ClassVar[dict[str, Any]] = {"filters": (), "encode": "ahead", "embeddings": "once"}
     kind: Literal["scenes", "images"] = "scenes"
     resolution: int = Field(default=32, ge=8, description="pixels a side")
     images: int | None = Field(default=None, ge=1, description="how many images; None: all there are")
@@ -173,6 +223,9 @@ class DataSource(Spec):
     autoencoder: str = "scenes-vae"
     text_encoder: str = "scenes-clip-condition"
     encoder_training: EncoderTraining | None = None
+    filters: tuple[Filter, ...] = ()
+    encode: Literal["ahead", "live"] = "ahead"
+    embeddings: Literal["once", "each_file"] = "once"
 
     def canonical(self) -> dict[str, Any]:
         """Paths are where to look, not what is there: they stay out of the digest."""
@@ -182,10 +235,12 @@ class DataSource(Spec):
     def _complete(self) -> Self:
         if self.kind == "scenes" and self.images is None:
             raise ValueError("scenes are endless: say how many images to draw in `images`")
-        if self.kind == "images" and not self.train:
-            raise ValueError("kind 'images' needs `train`: folders or .tar shards of captioned images")
+        if self.kind == "images" and not (self.train or self.val):
+            raise ValueError(NO_TRAINING_IMAGES)
         if "own" in (self.autoencoder, self.text_encoder) and self.encoder_training is None:
             raise ValueError("an encoder is 'own' but `encoder_training` does not say how to train it")
+        if self.kind == "scenes" and self.filters:
+            raise ValueError("filters are for kind 'images'; scenes are drawn as they are asked for")
         return self
 
 
@@ -216,9 +271,20 @@ class DataSpec(Spec):
 
 
 class Optimizer(Spec):
-    """AdamW with peak learning rate `lr`. Kind "muon" leaves hidden matrices to Muon, at `muon_lr`, without decay."""
+    """AdamW with peak learning rate `lr`. Kind "muon" leaves hidden matrices to Muon, at `muon_lr`, without decay.
 
-    NEUTRAL: ClassVar[dict[str, Any]] = {"kind": "adamw", "muon_lr": 0.02}
+    `lr_scaling`: what a member's width does to its rates. "constant", as in the paper: nothing. "width": AdamW's rate
+    of weights whose fan-in grows with width is lr x base_width / width (muP, arXiv 2203.03466, Table 3), so that `lr`,
+    chosen at `base_width`, serves the whole ladder. Muon's updates have a norm that does not go with width: `muon_lr`
+    stays.
+    """
+
+    NEUTRAL: ClassVar[dict[str, Any]] = {
+        "kind": "adamw",
+        "muon_lr": 0.02,
+        "lr_scaling": "constant",
+        "base_width": None,
+    }
     kind: Literal["adamw", "muon"] = "adamw"
     muon_lr: float = Field(default=0.02, gt=0)
     lr: float = Field(default=1e-3, gt=0)
@@ -226,6 +292,14 @@ class Optimizer(Spec):
     beta2: float = Field(default=0.99, ge=0, lt=1)
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
+    lr_scaling: Literal["constant", "width"] = "constant"
+    base_width: int | None = Field(default=None, gt=0, description='of "width": the width that `lr` was chosen at')
+
+    @model_validator(mode="after")
+    def _has_a_base(self) -> Self:
+        if (self.lr_scaling == "width") != (self.base_width is not None):
+            raise ValueError("lr_scaling 'width' goes with base_width, the width that lr was chosen at: give both")
+        return self
 
 
 class LrSchedule(Spec):
@@ -256,11 +330,18 @@ class CheckpointRef(Spec):
 class TrainSettings(Spec):
     """How members are trained: all of a TrainSpec but the member, the data and the seed."""
 
+    NEUTRAL: ClassVar[dict[str, Any]] = {"timesteps": "uniform", "window": None}
     schedule: NoiseSchedule = NoiseSchedule()
     prediction: Prediction = "v_prediction"
     objective: str = "denoise"
+    timesteps: Literal["uniform", "logit_normal"] = Field(
+        default="uniform", description="how timesteps are drawn in training; logit_normal: the middle ones more often"
+    )
     images: int = Field(gt=0, description="images seen in all")
     batch: int = Field(gt=0, description="images a step, over all ranks and accumulation")
+    window: int | None = Field(
+        default=None, ge=1, description="images that a shuffle reaches over, shard by shard; None: over all of them"
+    )
     accumulation: int = Field(default=1, ge=1, description="micro-batches a step")
     optimizer: Optimizer = Optimizer()
     lr_schedule: LrSchedule = LrSchedule()
@@ -271,6 +352,14 @@ class TrainSettings(Spec):
     checkpoints: tuple[int, ...] = Field(
         default=(), description="images seen at which a checkpoint is kept for scoring"
     )
+
+    @model_validator(mode="after")
+    def _predicts_what_the_schedule_can(self) -> Self:
+        if self.schedule.kind == "flow" and self.prediction not in ("flow", "sample"):
+            raise ValueError(
+                f"a schedule of kind 'flow' goes with prediction 'flow' or 'sample', not {self.prediction}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
@@ -308,8 +397,8 @@ class Guidance(Spec):
 
     NEUTRAL: ClassVar[dict[str, Any]] = {"interval": None, "mode": "cfg", "guide": None}
     scale: float = Field(default=1.0, ge=0)
-    interval: tuple[int, int] | None = None
-    mode: Literal["cfg", "cfg++", "autoguidance"] = "cfg"
+    interval: Interval | None = None
+    mode: GuidanceMode = "cfg"
     guide: CheckpointRef | None = None
 
     @property
@@ -324,13 +413,19 @@ class Guidance(Spec):
 
     @model_validator(mode="after")
     def _fits_its_mode(self) -> Self:
-        if (self.guide is not None) != (self.mode == "autoguidance"):
-            raise ValueError("`guide` is the weaker checkpoint of mode 'autoguidance': give both, or neither")
-        if self.mode == "cfg++" and self.scale > 1:
-            raise ValueError(f"scale {self.scale:g} is cfg++'s lambda, which goes from 0 to 1")
-        if self.interval is not None and self.interval[0] > self.interval[1]:
-            raise ValueError(f"interval {list(self.interval)} is empty: give the lower timestep first")
+        _check_mode(self.mode, (self.scale,), self.interval, self.guide)
         return self
+
+
+def _check_mode(mode: GuidanceMode, scales: Iterable[float], interval: Interval | None, guide: Any) -> None:
+    """Raise `ValueError` unless scales, interval and guide are such as the guidance mode has."""
+    if (guide is not None) != (mode == "autoguidance"):
+        raise ValueError("`guide` is the weaker checkpoint of mode 'autoguidance': give both, or neither")
+    for scale in scales:
+        if mode == "cfg++" and scale > 1:
+            raise ValueError(f"scale {scale:g} is cfg++'s lambda, which goes from 0 to 1")
+    if interval is not None and interval[0] > interval[1]:
+        raise ValueError(f"interval {list(interval)} is empty: give the lower timestep first")
 
 
 class Stage(Spec):
@@ -340,10 +435,20 @@ class Stage(Spec):
     until: float = Field(default=1.0, gt=0, le=1)
 
 
+class BestOf(Spec):
+    """Make n candidates of every image, and keep the one that a CLIP finds closest to its caption.
+
+    `scorer`: the CLIP's content digest. Best of 1 is a plan without this.
+    """
+
+    n: int = Field(ge=2)
+    scorer: str
+
+
 class SamplingPlan(Spec):
     """One way to spend a sampling budget. What the image of a (prompt, replicate) is a function of, with the engine."""
 
-    NEUTRAL: ClassVar[dict[str, Any]] = {"steps_offset": 1}
+    NEUTRAL: ClassVar[dict[str, Any]] = {"steps_offset": 1, "best_of": None}
     stages: tuple[Stage, ...] = Field(
         min_length=1, description="the checkpoint; or several that share the trajectory (T-Stitch, arXiv 2402.14167)"
     )
@@ -356,6 +461,7 @@ class SamplingPlan(Spec):
     guidance: Guidance = Guidance()
     eta: float = Field(default=0.0, ge=0, le=1, description="DDIM's eta: 0 deterministic, 1 DDPM's small variance")
     variance: Literal["small", "large"] = Field(default="small", description="DDPM only")
+    best_of: BestOf | None = None
 
     @field_validator("stages")
     @classmethod
@@ -378,14 +484,13 @@ class PromptSet(Spec):
 class EngineSpec(Spec):
     """How images are computed, so far as it moves their last bits. Images of two engines never share a cell.
 
-    `device` is the UNet's: encoders and extractors run on the CPU. `network`: whose forward pass, diffusers' own or the
-    lean one of `isocost.sampling.unet`, which gives the same images to 2e-4 and takes less time.
+    `device` is the network's: encoders and extractors run on the CPU. `network`: whose forward pass; lean is that of
+    `isocost.sampling.unet` for a UNet, the same images to 2e-4 in less time, and another network's own.
     """
 
-    NEUTRAL: ClassVar[dict[str, Any]] = {"network": "diffusers"}
     dtype: Literal["fp32", "bf16"] = "fp32"
     device: Literal["cpu", "cuda"] = "cpu"
-    network: Literal["diffusers", "lean"] = "diffusers"
+    network: Literal["diffusers", "lean"] = "lean"
     compiled: bool = False
     threads: int = Field(default=1, ge=1)
     batch: int = Field(default=64, ge=1, description="B: images a network call, fixed; a short chunk is padded to it")
@@ -462,22 +567,91 @@ class Budget(Spec):
     limit: float = Field(gt=0)
 
 
-class Grid(Spec):
-    """Cells of a sweep: every member x sampler x steps x guidance scale."""
+def _distinct(values: tuple) -> tuple:
+    if not values or len(set(values)) != len(values):
+        raise ValueError("needs one value or more, each once")
+    return values
 
+
+class Stitch(Spec):
+    """Two members that share a trajectory: `first` serves a share of the steps, `then` the rest.
+
+    T-Stitch (arXiv 2402.14167) begins with the small one; a small one at the end is as easily said. A share is rounded
+    to whole steps; at 0 it is `then` alone and at 1 `first` alone: the very cells of a grid without a stitch.
+    """
+
+    first: str
+    then: str
+    shares: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.25, 0.5, 0.75)
+
+    _each_once = field_validator("shares")(_distinct)
+
+    @model_validator(mode="after")
+    def _two(self) -> Self:
+        if self.first == self.then:
+            raise ValueError(f"`first` and `then` are both {self.first}: name two members")
+        return self
+
+
+class Grid(Spec):
+    """Cells of a sweep: every member x sampler x steps x guidance scale, and x n of best-of-n.
+
+    A member is named by its width (`c16`), a given checkpoint by its folder.
+        members          whose cells these are; None: all members, but the guide
+        stitch           two members that share each trajectory, instead of `members`
+        mode, interval   as in `Guidance`; a scale that does nothing (1, but in cfg++) makes the unguided cell
+        guide            member whose final checkpoint guides, in mode autoguidance; of the same training seed
+        spacing          None: "trailing" for members, for a given checkpoint what its own scheduler says
+        best_of          candidates an image, of which `scorer` keeps one; 1: none are made
+        scorer           CLIP that keeps: shipped, a folder, a hub id or 'own'. A metric by the same CLIP is then
+                         what is optimised, and no longer judges
+    """
+
+    NEUTRAL: ClassVar[dict[str, Any]] = {
+        "members": None,
+        "stitch": None,
+        "mode": "cfg",
+        "interval": None,
+        "guide": None,
+        "best_of": (1,),
+        "scorer": "scenes-clip-score",
+    }
     samplers: tuple[str, ...] = ("ddim",)
     steps: tuple[int, ...] = (1, 2, 4, 8, 20)
     guidance: tuple[float, ...] = (1.0,)
-    spacing: Spacing = "trailing"
+    spacing: Spacing | None = None
     eta: float = Field(default=0.0, ge=0, le=1)
     variance: Literal["small", "large"] = "small"
+    members: tuple[str, ...] | None = None
+    stitch: Stitch | None = None
+    mode: GuidanceMode = "cfg"
+    interval: Interval | None = None
+    guide: str | None = None
+    best_of: tuple[Annotated[int, Field(ge=1)], ...] = (1,)
+    scorer: str = "scenes-clip-score"
 
-    @field_validator("samplers", "steps", "guidance")
+    def canonical(self) -> dict[str, Any]:
+        """Spacing None counts as "trailing", as which it was written before it could be None."""
+        return super().canonical() | {"spacing": self.spacing or "trailing"}
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The members that it names, its guide aside."""
+        return (self.stitch.first, self.stitch.then) if self.stitch else self.members or ()
+
+    @field_validator("samplers", "steps", "guidance", "best_of", "members")
     @classmethod
-    def _distinct(cls, value: tuple) -> tuple:
-        if not value or len(set(value)) != len(value):
-            raise ValueError("needs one value or more, each once")
-        return value
+    def _each_once(cls, values: tuple | None) -> tuple | None:
+        return None if values is None else _distinct(values)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        _check_mode(self.mode, self.guidance, self.interval, self.guide)
+        if self.stitch is not None and self.members is not None:
+            raise ValueError("`stitch` names its two members itself: leave `members` out")
+        if self.guide in self.named:
+            raise ValueError(f"guide {self.guide} would guide itself: take it out of the members, or name another")
+        return self
 
 
 class Evaluation(Spec):
@@ -513,12 +687,18 @@ class Evaluation(Spec):
 
 
 class StudySpec(Spec):
-    """A scaling study: data, members, training, grid and scores. Every artifact follows from it."""
+    """A scaling study: data, members, training, grid and scores. Every artifact follows from it.
 
+    `checkpoints`: folders of other people's text-to-image checkpoints, in diffusers' layout, that are sampled beside
+    the members or instead of them; each is called by the last part of its path, and known by its content.
+    """
+
+    NEUTRAL: ClassVar[dict[str, Any]] = {"checkpoints": ()}
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     data: DataSource
-    members: tuple[ModelSpec, ...] = Field(min_length=1)
-    train: TrainSettings
+    members: tuple[ModelSpec, ...] = ()
+    checkpoints: tuple[str, ...] = ()
+    train: TrainSettings | None = Field(default=None, description="how members are trained; None where there are none")
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1, description="training seeds")
     grid: Grid = Grid()
     extra_grids: tuple[Grid, ...] = Field(
@@ -532,6 +712,31 @@ class StudySpec(Spec):
     strips: str | None = Field(
         default=None, description="prompt list of the report's image strips; None: the first scored ones"
     )
+
+    @property
+    def grids(self) -> tuple[Grid, ...]:
+        """Those on final checkpoints."""
+        return (self.grid, *self.extra_grids)
+
+    @property
+    def given(self) -> dict[str, Path]:
+        """Name -> folder of the checkpoints that are given."""
+        return {Path(path).name: Path(path) for path in self.checkpoints}
+
+    def canonical(self) -> dict[str, Any]:
+        """A given checkpoint counts by its name, as grids do name it: its path is where to look."""
+        fields = super().canonical()
+        return fields | {"checkpoints": list(self.given)} if self.checkpoints else fields
+
+    @model_validator(mode="after")
+    def _has_something_to_sample(self) -> Self:
+        if not self.members and not self.checkpoints:
+            raise ValueError("nothing to sample: give `members` to train, `checkpoints` of others, or both")
+        if self.members and self.train is None:
+            raise ValueError("`train` is missing, and there are members to train")
+        if self.members and self.data.kind == "images" and not self.data.train:
+            raise ValueError(f"data: {NO_TRAINING_IMAGES}")
+        return self
 
 
 DataSource.model_rebuild()

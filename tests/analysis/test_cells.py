@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from isocost.analysis.cells import best_guidance, resolve_metric
+from isocost.analysis.cells import PLAIN, best_guidance, resolve_metric
+from isocost.analysis.crossovers import crossovers
 from isocost.analysis.frontier import frontier
 from isocost.errors import SpecError
 
@@ -152,3 +153,45 @@ def test_bad_filters_and_units_are_explained(world, synthetic):
     without_seconds = world.table.assign(seconds_per_image=np.nan)
     with pytest.raises(SpecError, match="no cell has a known cost in seconds"):
         frontier(best_guidance(without_seconds, synthetic.FD), "seconds")
+
+
+def stitched(world, synthetic, better_by: float):
+    """Cells of c8 for half of the steps and then c16, `better_by` below c16's distance at two thirds of its cost."""
+    table = world.table[(world.table["member"] == "c16") & ~world.table["curve"]]
+    cost = {name: table[name] * 2 / 3 for name in ("paper_cost", "gflops_per_image", "seconds_per_image")}
+    names = {"member": "c8+c16", "stages": "c8 for 50% of the steps, then c16", "params": table["params"] * 1.3}
+    value = table["value"].where(table["metric"] != synthetic.FD, table["value"] - better_by)
+    keys = {name: table[name] + "+" for name in ("sample_key", "score_key")}
+    return pd.concat([world.table, table.assign(value=value, **names, **cost, **keys)])
+
+
+def test_stitched_cells_stand_beside_members_and_reach_the_frontier(world, synthetic):
+    table = stitched(world, synthetic, better_by=1.0)
+    cells = best_guidance(table, synthetic.FD)
+    assert cells.members == ["c8", "c16", "c32", "c64"]
+    assert len(cells.rows) == 4 * 2 * 6 + 2 * 6 and len(cells.plain) == 4 * 2 * 6
+    points = frontier(cells).points
+    assert (points["stages"] != "").any()
+    pairs = [(found.smaller, found.larger) for found in crossovers(cells)]
+    assert pairs == [("c8", "c16"), ("c16", "c32"), ("c32", "c64")]
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("guidance_mode", "cfg++"), ("guidance_interval", "200-800"), ("guide", "c8"), ("best_of", 4)]
+)
+def test_guidance_is_never_chosen_across_ways(world, synthetic, column, value):
+    """Another way that is better at every scale takes no plain cell's place, and has its own scales compared."""
+    grid = world.table[~world.table["curve"]]
+    keys = {name: grid[name] + "*" for name in ("sample_key", "score_key")}
+    both = pd.concat([grid, grid.assign(**{column: value}, value=grid["value"] - 2, **keys)])
+    cells = best_guidance(both, synthetic.FD).rows
+    assert len(cells) == 2 * 48 and (cells["guidances"] == 4).all()
+    alone = best_guidance(grid, synthetic.FD).rows
+    plain = cells[cells[column] == PLAIN[column]]
+    assert sorted(plain["sample_key"]) == sorted(alone["sample_key"])
+
+
+def test_all_of_cfg_plus_plus_is_guided(world, synthetic):
+    table = world.table.assign(guidance_mode="cfg++")
+    cells = best_guidance(table, synthetic.FD, keep_unguided=True)
+    assert len(cells.rows) == 48

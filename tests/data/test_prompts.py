@@ -26,6 +26,25 @@ def test_a_list_goes_round_with_new_replicates_in_the_same_half():
     assert [prompts.half(p) for p in range(6)] == ["selection", "report", "selection"] * 2
 
 
+@pytest.mark.parametrize("prompts", [prompt_list("scenes-val", SCENES), listed("five", list("abcde"))])
+def test_halves_hold_the_places_of_the_whole_list_in_order(prompts):
+    for split in ("selection", "report"):
+        half = prompts.of_half(split)
+        places = [place for place in range(20) if prompts.half(place) == split]
+        assert [half.whole_place(place) for place in range(len(places))] == places
+        assert [half.at(place) for place in range(len(places))] == [prompts.at(place) for place in places]
+        assert {half.half(place) for place in range(8)} == {split}
+        assert half.promptset.split == split
+    assert prompts.of_half("all") == prompts
+
+
+def test_a_half_has_its_own_period_and_is_not_empty():
+    five = listed("five", list("abcde"))
+    assert (five.of_half("selection").period, five.of_half("report").period) == (3, 2)
+    with pytest.raises(SpecError, match="no prompt in its report half"):
+        listed("one", ["a"]).of_half("report")
+
+
 def test_the_papers_lists_ship():
     assert prompt_list("paper-fig1", SCENES).period == 9
     assert "raccoon" in prompt_list("paper-fig7", SCENES).at(0)[0].text

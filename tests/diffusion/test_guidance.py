@@ -6,7 +6,7 @@ import torch
 from isocost.diffusion.denoiser import PREDICTIONS, Denoiser, from_unet, to_x0
 from isocost.diffusion.guidance import evaluations_per_call, guide
 from isocost.diffusion.samplers import sample
-from isocost.diffusion.schedule import alpha_cumprod_at, level, timestep_pairs
+from isocost.diffusion.schedule import level, timestep_pairs
 from isocost.errors import SpecError
 from isocost.specs import CheckpointRef, Guidance, NoiseSchedule
 
@@ -33,7 +33,7 @@ def test_scale_moves_the_prediction_from_uncond_to_cond(prediction, scale):
     # The paper's formula, on what the network predicts and on every channel.
     network, t = Network(), 700
     uncond, cond = network(X, None, NULL.expand(3, 5, 4)), network(X, None, CONTEXT)
-    expected = to_x0(prediction, uncond + scale * (cond - uncond), X, alpha_cumprod_at(SD, t))
+    expected = to_x0(prediction, uncond + scale * (cond - uncond), X, level(SD, t))
     denoise = guide(Denoiser(Network(), SD, prediction), CONTEXT, NULL, Guidance(scale=scale))
     torch.testing.assert_close(denoise(X, t), expected)
 
@@ -123,7 +123,7 @@ def test_cfg_plus_plus_renoises_by_the_empty_prompt(sampler, scale, schedule, st
     for t, s in pairs:
         now, then = level(schedule, t), level(schedule, s)
         null, cond = (
-            to_x0("v_prediction", tied_to_its_context(x, None, context), x, alpha_cumprod_at(schedule, t))
+            to_x0("v_prediction", tied_to_its_context(x, None, context), x, level(schedule, t))
             for context in (NULL.expand(3, 5, 4), CONTEXT)
         )
         x = then.alpha * (null + scale * (cond - null)) + then.sigma * (x - now.alpha * null) / now.sigma

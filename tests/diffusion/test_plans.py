@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 
 from isocost.diffusion.denoiser import Denoiser
 from isocost.diffusion.guidance import guide
-from isocost.diffusion.plans import check, evaluations_of, guided, pairs_of, serving, stitched
+from isocost.diffusion.plans import (
+    calls_of,
+    check,
+    evaluations_of,
+    guided,
+    noises_of,
+    pairs_of,
+    serving,
+    stitched,
+)
 from isocost.diffusion.samplers import SAMPLERS, planned_evaluations, sample
 from isocost.diffusion.schedule import timestep_pairs
 from isocost.errors import SpecError
@@ -151,6 +160,31 @@ def test_counted_evaluations_are_the_planned_ones_of_every_checkpoint(sampler, g
         assert counted == evaluations_of(of)
         total = planned_evaluations(sampler, pairs_of(of), guidance, of.schedule)
         assert Counter(counted).total() == total
+
+
+def test_calls_by_rows():
+    half = stitched(SMALL, LARGE, 0.5)  # timesteps 999 899 799 699 599 | 499 399 299 199 99
+    some = {"interval": (150, 650)}  # 599 | 499 399 299 199
+    for guidance, expected in (
+        (Guidance(), {(SMALL, 1): 5, (LARGE, 1): 5}),
+        (Guidance(scale=2), {(SMALL, 2): 5, (LARGE, 2): 5}),
+        (Guidance(scale=2, **some), {(SMALL, 1): 4, (SMALL, 2): 1, (LARGE, 2): 4, (LARGE, 1): 1}),
+        (Guidance(scale=2, **AUTO, **some), {(SMALL, 1): 5, (GUIDE, 1): 5, (LARGE, 1): 5}),
+    ):
+        assert calls_of(plan(stages=half, guidance=guidance)) == expected
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("eta", [0.0, 0.5])
+def test_noises_are_those_that_a_trajectory_draws(sampler, eta):
+    of, drawn = plan(sampler=sampler, steps=5, eta=eta), ["x_T"]
+
+    def step_noise(k):
+        drawn.append(k)
+        return torch.zeros_like(X)
+
+    list(sample(sampler, lambda x, t: x, X, of.schedule, pairs_of(of), eta=eta, step_noise=step_noise))
+    assert noises_of(of) == len(drawn)
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------

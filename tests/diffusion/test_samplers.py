@@ -12,6 +12,8 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from diffusers.schedulers.scheduling_flow_match_heun_discrete import FlowMatchHeunDiscreteScheduler
 from diffusers.schedulers.scheduling_heun_discrete import HeunDiscreteScheduler
 from diffusers.schedulers.scheduling_lcm import LCMScheduler
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
@@ -20,13 +22,15 @@ from isocost.diffusion import samplers
 from isocost.diffusion.denoiser import Denoiser, to_x0
 from isocost.diffusion.guidance import guide
 from isocost.diffusion.samplers import SAMPLERS, evaluations, planned_evaluations, sample, stochastic
-from isocost.diffusion.schedule import alpha_cumprod_at, alphas_cumprod, level, timestep_pairs
+from isocost.diffusion.schedule import alphas_cumprod, level, timestep_pairs
 from isocost.errors import SpecError
 from isocost.specs import Guidance, NoiseSchedule
 
 SD = NoiseSchedule()
 SD_FIRST = NoiseSchedule(final_alpha="first")
 ZERO_SNR = NoiseSchedule(zero_terminal_snr=True)
+FLOW = NoiseSchedule(kind="flow")
+SHIFTED = NoiseSchedule(kind="flow", shift=3.0)
 SD_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SHAPE = (2, 3, 4, 4)
 
@@ -42,7 +46,7 @@ def epsilon(x, t):
 
 def states(name, schedule, pairs, **settings):
     def denoise(x, t):
-        return to_x0("epsilon", epsilon(x, t), x, alpha_cumprod_at(schedule, t))
+        return to_x0("epsilon", epsilon(x, t), x, level(schedule, t))
 
     return list(sample(name, denoise, normal(0), schedule, pairs, **settings))
 
@@ -193,6 +197,75 @@ def test_euler_and_heun_match_diffusers(spacing, steps):
         assert_states(states(name, SD, pairs), in_our_scale, rtol=2e-4, atol=2e-4)
 
 
+def flow_states(name, schedule, pairs, **settings):
+    """As `states`, of a network that predicts the velocity of a flow."""
+    context = torch.zeros(len(normal(0)), 1, 1)
+    denoise = Denoiser(lambda x, t, c: epsilon(x, int(t[0])), schedule, "flow").bind(context)
+    return list(sample(name, denoise, normal(0), schedule, pairs, **settings))
+
+
+@pytest.mark.parametrize("steps", [1, 4, 20, 100])
+@pytest.mark.parametrize("schedule", [FLOW, SHIFTED], ids=["even", "shifted"])
+def test_flow_euler_and_heun_match_diffusers(steps, schedule):
+    pairs = timestep_pairs(schedule, steps, "trailing")
+    sigmas = torch.tensor([level(schedule, t).sigma for t, _ in pairs] + [0.0], dtype=torch.float32)
+    for name, kind in (("euler", FlowMatchEulerDiscreteScheduler), ("heun", FlowMatchHeunDiscreteScheduler)):
+        scheduler = kind()
+        scheduler.set_timesteps(steps)
+        calls = samplers.calls(name, pairs)
+        # Our pairs and levels, laid out as the scheduler lays out its own; a call's time is its index.
+        inner = sigmas[1:-1].repeat_interleave(2 if name == "heun" else 1)
+        scheduler.sigmas = torch.cat([sigmas[:1], inner, sigmas[-1:]])
+        scheduler.timesteps = torch.arange(len(calls)).float()
+        x, theirs = normal(0), []
+        for index, t in enumerate(calls):
+            x = scheduler.step(epsilon(x.double(), t), scheduler.timesteps[index], x).prev_sample
+            theirs.append(x.double())
+        after_steps = theirs[1:-1:2] + theirs[-1:] if name == "heun" else theirs
+        assert_states(flow_states(name, schedule, pairs), after_steps, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 20])
+@pytest.mark.parametrize(("name", "kind", "settings"), [
+    ("dpmpp_2m", DPMSolverMultistepScheduler, {"lower_order_final": False, "euler_at_final": False}),
+    ("unipc", UniPCMultistepScheduler, {"solver_order": 2, "solver_type": "bh2"}),
+])  # fmt: skip
+def test_multistep_samplers_match_diffusers_on_a_flow(name, kind, settings, steps):
+    # diffusers never starts at pure noise: from its first timestep down, both are given the same start and levels.
+    pairs = timestep_pairs(FLOW, steps + 1, "trailing")[1:]
+    scheduler = kind(prediction_type="flow_prediction", use_flow_sigmas=True, **settings)
+    scheduler.set_timesteps(steps)
+    scheduler.timesteps = torch.tensor([t for t, _ in pairs])
+    levels = [level(FLOW, t).sigma for t, _ in pairs]
+    scheduler.sigmas = torch.tensor([*levels, 0.0], dtype=torch.float64)
+    x, theirs = normal(0), []
+    for t in scheduler.timesteps:
+        x = scheduler.step(epsilon(x, int(t)), t, x).prev_sample
+        theirs.append(x)
+
+    def denoise(x, t):
+        return to_x0("flow", epsilon(x, t), x, level(FLOW, t))
+
+    ours = list(SAMPLERS[name].run(denoise, normal(0), pairs, FLOW))
+    assert_states(ours, theirs, rtol=1e-5, atol=1e-5)  # DPM-Solver's steps are float32 there
+
+
+def test_ddim_is_euler_on_a_flow():
+    pairs = timestep_pairs(SHIFTED, 7, "trailing")
+    assert_states(flow_states("ddim", SHIFTED, pairs), flow_states("euler", SHIFTED, pairs))
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+def test_a_flow_starts_in_pure_noise_or_not_at_all(name, spacing):
+    pairs = timestep_pairs(FLOW, 4, spacing)
+    if spacing == "trailing":
+        assert all(state.isfinite().all() for state in flow_states(name, FLOW, pairs, eta=1.0, step_noise=normal))
+        return
+    with pytest.raises(SpecError, match="starts at timestep 999, pure noise, and not at 751: use spacing 'trailing'"):
+        planned_evaluations(name, pairs, Guidance(), FLOW)
+
+
 # --- identities ------------------------------------------------------------------------------------------------------
 
 
@@ -218,7 +291,7 @@ def test_the_last_state_is_the_last_denoised_image(name, spacing, steps):
     seen = []
 
     def denoise(x, t):
-        seen.append(to_x0("epsilon", epsilon(x, t), x, alpha_cumprod_at(SD, t)))
+        seen.append(to_x0("epsilon", epsilon(x, t), x, level(SD, t)))
         return seen[-1]
 
     pairs = timestep_pairs(SD, steps, spacing)
@@ -246,7 +319,7 @@ def test_samplers_start_from_pure_noise(name, steps):
     pairs = timestep_pairs(ZERO_SNR, steps, "trailing")
     context = torch.zeros(2, 1, 1)
     denoise = Denoiser(lambda x, t, c: epsilon(x, int(t[0])), ZERO_SNR, "v_prediction").bind(context)
-    assert alpha_cumprod_at(ZERO_SNR, pairs[0][0]) == 0
+    assert level(ZERO_SNR, pairs[0][0]).alpha == 0
     x_T, noise = normal(0), normal(1)
     first, *rest = sample(name, denoise, x_T, ZERO_SNR, pairs, eta=1.0, step_noise=lambda k: noise)
     then = level(ZERO_SNR, pairs[0][1])
@@ -307,11 +380,27 @@ def test_convergence_order(name, order):
     np.testing.assert_allclose(orders, order, atol=0.15)
 
 
+@pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("euler", 1), ("heun", 2), ("dpmpp_2m", 2), ("unipc", 3)])
+def test_convergence_order_on_a_flow(name, order):
+    # From sigma 0.95 to 0.15; the samplers themselves, as a trajectory would have to start in pure noise.
+    schedule = NoiseSchedule(kind="flow", num_train_timesteps=8000)
+    x, top, bottom = normal(0, (5, 3)), 7599, 1199
+    truth = ode_solution(schedule, x, top, bottom)
+    errors = []
+    for steps in (100, 200, 400):
+        pairs = list(pairwise(range(top, bottom - 1, -(top - bottom) // steps)))
+        settings = {"eta": 0.0, "step_noise": normal} if name == "ddim" else {}
+        *_, last = SAMPLERS[name].run(gaussian_denoiser(schedule), x, pairs, schedule, **settings)
+        errors.append(float((last - truth).abs().max()))
+    np.testing.assert_allclose(np.log2(np.divide(errors[:-1], errors[1:])), order, atol=0.15)
+
+
 @pytest.mark.parametrize("name", ["ddim", "euler", "heun", "dpmpp_2m", "unipc"])
-def test_final_image_of_the_gaussian(name):
+@pytest.mark.parametrize("schedule", [SD, FLOW, SHIFTED], ids=["sd", "flow", "shifted"])
+def test_final_image_of_the_gaussian(name, schedule):
     x_T = normal(0, (5, 3))
-    *_, last = sample(name, gaussian_denoiser(SD), x_T, SD, timestep_pairs(SD, 1000, "trailing"))
-    torch.testing.assert_close(last, ode_solution(SD, x_T, 999, -1), rtol=0, atol=0.01)
+    *_, last = sample(name, gaussian_denoiser(schedule), x_T, schedule, timestep_pairs(schedule, 1000, "trailing"))
+    torch.testing.assert_close(last, ode_solution(schedule, x_T, 999, -1), rtol=0, atol=0.01)
 
 
 def mean_and_deviation(name, schedule, steps, **settings):
@@ -335,7 +424,7 @@ def mean_and_deviation(name, schedule, steps, **settings):
     return mean, (last[:-1] - mean).square().sum(0).sqrt()
 
 
-@pytest.mark.parametrize("schedule", [SD, ZERO_SNR], ids=["sd", "zero_snr"])
+@pytest.mark.parametrize("schedule", [SD, ZERO_SNR, FLOW], ids=["sd", "zero_snr", "flow"])
 @pytest.mark.parametrize(
     ("name", "settings"),
     [

@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler, rescale_zero_terminal_snr
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_lcm import LCMScheduler
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,16 +18,19 @@ from hypothesis import strategies as st
 from isocost.diffusion.schedule import (
     LCM_TIMESTEPS,
     SPACINGS,
-    alpha_cumprod_at,
     alphas_cumprod,
     check_pairs,
+    ends_in_noise,
     level,
+    level_table,
     timestep_pairs,
 )
 from isocost.errors import SpecError
 from isocost.specs import NoiseSchedule
 
 SD = NoiseSchedule()
+ZERO_SNR = NoiseSchedule(zero_terminal_snr=True)
+FLOW = NoiseSchedule(kind="flow")
 SD_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 DIVISORS = [n for n in range(1, 1001) if 1000 % n == 0]
 
@@ -66,15 +70,15 @@ def test_alphas_cumprod_are_read_only():
 
 
 def test_the_end_is_the_final_alpha():
-    assert alpha_cumprod_at(SD, -1) == 1
-    assert alpha_cumprod_at(NoiseSchedule(final_alpha="first"), -1) == alphas_cumprod(SD)[0]
-    assert alpha_cumprod_at(SD, 999) == alphas_cumprod(SD)[999]
+    assert level(SD, -1) == (1, 0)
+    assert level(NoiseSchedule(final_alpha="first"), -1) == level(SD, 0)
+    assert level(SD, 999).alpha == math.sqrt(alphas_cumprod(SD)[999])
 
 
 @pytest.mark.parametrize("t", [-2, 1000])
 def test_timestep_outside_the_schedule(t):
     with pytest.raises(SpecError, match=r"outside the schedule's -1\.\.999"):
-        alpha_cumprod_at(SD, t)
+        level(SD, t)
 
 
 def test_levels():
@@ -85,6 +89,25 @@ def test_levels():
     clean, pure = level(SD, -1), level(NoiseSchedule(zero_terminal_snr=True), 999)
     assert (clean.half_log_snr, clean.ve_sigma) == (math.inf, 0)
     assert (pure.half_log_snr, pure.ve_sigma) == (-math.inf, math.inf)
+
+
+@pytest.mark.parametrize("shift", [0.5, 1.0, 3.0])
+def test_a_flow_is_diffusers_straight_line(shift):
+    alpha, sigma = level_table(NoiseSchedule(kind="flow", shift=shift))
+    theirs = FlowMatchEulerDiscreteScheduler(shift=shift).sigmas.flip(0).numpy()  # float32
+    np.testing.assert_allclose(sigma, theirs, rtol=1e-6)
+    np.testing.assert_allclose(alpha + sigma, 1, rtol=0, atol=1e-15)
+    assert (alpha[-1], sigma[-1]) == (0, 1) and (np.diff(sigma) > 0).all()
+
+
+def test_where_a_schedule_ends():
+    assert [ends_in_noise(schedule) for schedule in (SD, ZERO_SNR, FLOW)] == [False, True, True]
+    assert level(FLOW, -1) == (1, 0)
+    assert level(FLOW.model_copy(update={"final_alpha": "first"}), -1) == level(FLOW, 0) == (0.999, 0.001)
+    with pytest.raises(SpecError, match="'flow' has no alpha_cumprod"):
+        alphas_cumprod(FLOW)
+    with pytest.raises(ValueError, match="read-only"):
+        level_table(FLOW)[0, 0] = 1
 
 
 @pytest.mark.parametrize("steps", [n for n in DIVISORS if n < 1000])

@@ -88,11 +88,12 @@ def test_killed_on_the_way_it_goes_on_to_the_same_bits(pictures, tmp_path):
 def test_one_process_trains_an_encoder(pictures, tmp_path, monkeypatch):
     work = tmp_path / ".autoencoder.part"
     work.mkdir()
-    with only_trainer(work), pytest.raises(TrainingError, match="another process is training here: wait for it"):
+    said = r"another process is training here \(pid \d+ on .*\): wait for it"
+    with only_trainer(work), pytest.raises(TrainingError, match=said):
         train_own("autoencoder", pictures, tmp_path / "autoencoder")
     # Between a first look and the lock, another process ended its training.
     looks = iter([False, True])
-    monkeypatch.setattr(own, "_is_trained", lambda folder: next(looks))
+    monkeypatch.setattr(own, "is_trained", lambda folder: next(looks))
     monkeypatch.setattr(own, "_train", lambda *_: pytest.fail("trained twice"))
     train_own("autoencoder", pictures, tmp_path / "autoencoder")
     assert not work.exists()

@@ -1,20 +1,25 @@
 from __future__ import annotations
 
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
 from tests.encoders.fakes import FakeAutoencoder, FakeTextEncoder
 
 from isocost.data import scenes
+from isocost.data.cache import Cache, RemoteFile, the_cache
 from isocost.data.images import open_images, square, square_images
+from isocost.data.shards import write_shards
 from isocost.encoders import precompute as module
 from isocost.encoders.latents import LatentShards
-from isocost.encoders.precompute import encode_share, precompute
+from isocost.encoders.precompute import Share, encode_share, precompute, refuse_changed
 from isocost.errors import DataError, SpecError
-from isocost.specs import DataSource, SceneOptions
+from isocost.specs import DataSource, Filter, SceneOptions
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +76,7 @@ def test_resumes_by_shard_and_ends_with_the_same_bytes(tmp_path):
     folder = tmp_path / "cut"
     with pytest.raises(KeyboardInterrupt):
         precompute(SOURCE, Killed(), FakeTextEncoder(), folder)
-    assert sorted(path.name for path in folder.iterdir()) == ["latents-00000.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == ["latents-00000.json", "latents-00000.safetensors"]
     with pytest.raises(DataError, match=r"header\.json: missing.*not ended"):
         LatentShards(folder)
     autoencoder = FakeAutoencoder()
@@ -157,11 +162,128 @@ def test_nothing_is_left_behind_when_the_disk_is_full(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_shares_of_several_processes_make_the_same_set(tmp_path):
-    whole = precompute(SOURCE, FakeAutoencoder(), FakeTextEncoder(), tmp_path / "whole")
-    for share in (1, 0):
-        encode_share(SOURCE, FakeAutoencoder(), FakeTextEncoder(), tmp_path / "shared", share, 2)
-    finishing = FakeAutoencoder()
-    together = precompute(SOURCE, finishing, FakeTextEncoder(), tmp_path / "shared")
-    assert together.header == whole.header
-    assert finishing.calls == 0
+@pytest.fixture(params=["once", "each_file"])
+def source(request) -> DataSource:
+    return SOURCE.model_copy(update={"embeddings": request.param})
+
+
+def test_shares_of_several_processes_make_the_same_set(source, tmp_path):
+    """Whoever finds all shards there writes the header; nobody else, and nobody encodes anything twice."""
+    whole = precompute(source, FakeAutoencoder(), FakeTextEncoder(), tmp_path / "whole")
+    encoders, folder = [FakeAutoencoder() for _ in range(4)], tmp_path / "shared"
+
+    def share(number: int, of: int) -> Share:
+        return encode_share(source, encoders[number], FakeTextEncoder(), folder, number, of)
+
+    assert share(2, 3) == (1, 3, False) and share(0, 3) == (2, 3, False)
+    assert not (folder / "header.json").exists()
+    assert share(3, 4) == (2, 3, False), "a share without work"
+    assert share(1, 3) == (3, 3, True)
+    assert [encoder.calls for encoder in encoders] == [4, 4, 2, 0]
+    together = LatentShards(folder)
+    assert together.header == whole.header and together.captions == whole.captions
+    assert sorted(path.name for path in folder.glob("*.json")) == ["header.json"]
+    assert share(1, 2) == (3, 3, True) and encoders[1].calls == 4
+    with pytest.raises(SpecError, match="share 3/3: 3 shares are numbered 0 to 2"):
+        share(3, 3)
+
+
+def test_a_share_that_died_anywhere_is_done_again(source, tmp_path, monkeypatch):
+    """Killed before a shard, after it and before its note, and while the header is written, by changing numbers of
+    processes: the set is the same."""
+    whole = precompute(source, FakeAutoencoder(), FakeTextEncoder(), tmp_path / "whole")
+    folder = tmp_path / "shared"
+
+    def share(number: int, of: int) -> Share:
+        return encode_share(source, FakeAutoencoder(), FakeTextEncoder(), folder, number, of)
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    for where, number in (("encode_images", 0), ("_write", 1), ("_Work._note", 1), ("_Work.finish", 0)):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(f"isocost.encoders.precompute.{where}", die)
+            share(number, 2)
+        assert not (folder / "header.json").exists()
+    assert share(1, 2).finished and LatentShards(folder).header == whole.header
+
+
+def test_two_that_finish_at_once_write_the_same(source, tmp_path):
+    for share in (0, 1):
+        encode_share(source, FakeAutoencoder(), FakeTextEncoder(), tmp_path, share, 3)
+    barrier = threading.Barrier(2)
+
+    class Slow(FakeAutoencoder):
+        def encode(self, images):
+            if self.calls == 0:
+                barrier.wait(30)
+            return super().encode(images)
+
+    with ThreadPoolExecutor(2) as pool:
+        tasks = [pool.submit(encode_share, source, Slow(), FakeTextEncoder(), tmp_path, 2, 3) for _ in range(2)]
+        assert all(task.result().finished for task in tasks)
+    LatentShards(tmp_path).verify()
+
+
+def test_filters_choose_what_is_encoded(tmp_path):
+    photographs(tmp_path / "train", 6)
+    rules = (Filter(field="width", min=32, max=34),)
+    source = DataSource(kind="images", resolution=16, train=(str(tmp_path / "train"),), filters=rules)
+    data = precompute(source, FakeAutoencoder(12.0), FakeTextEncoder(), tmp_path / "out")
+    assert data.captions == ["photograph 2", "photograph 0", "photograph 1"]
+    assert data.header["filters"]["kept"] == 3 and data.header["filters"]["rules"][0]["dropped"] == 3
+    images = open_images(source.train)
+    expected = FakeAutoencoder(12.0).encode(square_images(images, [2, 3, 4], 16))
+    np.testing.assert_allclose(data.latents(range(3)), expected, atol=2e-3)
+    fewer = source.model_copy(update={"images": 2})
+    assert precompute(fewer, FakeAutoencoder(12.0), FakeTextEncoder(), tmp_path / "fewer").spec.images == 2
+    with pytest.raises(DataError, match="4 images are asked for, but there are 3 that pass the filters"):
+        precompute(source.model_copy(update={"images": 4}), FakeAutoencoder(), FakeTextEncoder(), tmp_path / "many")
+    others = source.model_copy(update={"filters": ()})
+    with pytest.raises(DataError, match=r"holds other data \(source, images differ\)"):
+        precompute(others, FakeAutoencoder(12.0), FakeTextEncoder(), tmp_path / "out")
+
+
+def test_files_that_changed_since_they_were_encoded_are_named(tmp_path):
+    photographs(tmp_path / "train", 3)
+    photographs(tmp_path / "more", 1)
+    source = DataSource(kind="images", resolution=16, train=(str(tmp_path / "train"), str(tmp_path / "more")), images=3)
+    encoders = FakeAutoencoder(12.0), FakeTextEncoder()
+    precompute(source, *encoders, tmp_path / "data" / "a")
+    refuse_changed(source, *encoders, [tmp_path / "data" / "a", tmp_path / "data" / "nothing"])
+    (tmp_path / "train" / "2.png").unlink()
+    message = r"train: changed since it was encoded: 2 samples, were 3; sha256 .*: bring the old files back; .*data/a"
+    with pytest.raises(DataError, match=message):
+        refuse_changed(source, *encoders, [tmp_path / "data" / "a"])
+    with pytest.raises(DataError, match=r"data/a: holds other data \(source differ\): .*train: changed since"):
+        precompute(source, *encoders, tmp_path / "data" / "a")
+    elsewhere = source.model_copy(update={"train": source.train[1:]})
+    refuse_changed(elsewhere, *encoders, [tmp_path / "data" / "a"])
+
+
+def test_remote_shards_encode_as_local_ones(tmp_path, monkeypatch):
+    """And those of the next piece of work come while this one is encoded."""
+    monkeypatch.setenv("ISOCOST_CACHE", str(tmp_path / "cache"))
+    photographs(tmp_path / "train", 40)
+    samples = [
+        {"__key__": path.stem, "png": path.read_bytes(), "txt": path.with_suffix(".txt").read_text()}
+        for path in sorted((tmp_path / "train").glob("*.png"))
+    ]
+    url = f"memory://{tmp_path.name}"
+    for path in write_shards(samples, tmp_path / "shards", "x", per_shard=15):
+        for part in (path, path.with_name(path.name + ".index.json")):
+            with fsspec.open(f"{url}/{part.name}", "wb") as file:
+                file.write(part.read_bytes())
+    here = DataSource(kind="images", resolution=16, train=(str(tmp_path / "shards"),))
+    there = here.model_copy(update={"train": (url,), "embeddings": "each_file"})
+    expected = precompute(here, FakeAutoencoder(12.0), FakeTextEncoder(), tmp_path / "here")
+    asked: list[RemoteFile] = []
+    monkeypatch.setattr(Cache, "prefetch", lambda _, files: asked.extend(files))
+    share = encode_share(there, FakeAutoencoder(12.0), FakeTextEncoder(), tmp_path / "there", 1, 2)
+    assert (share.done, len(the_cache()._files())) == (1, 1), "this share needs the last tar alone"
+    assert {file.url for file in asked} == {f"{url}/x-00002.tar"}
+    data = precompute(there, FakeAutoencoder(12.0), FakeTextEncoder(), tmp_path / "there")
+    np.testing.assert_array_equal(data.latents(range(40)), expected.latents(range(40)))
+    np.testing.assert_array_equal(data.contexts(range(40)), expected.contexts(range(40)))
+    assert [source["place"] for source in data.header["sources"]] == [f"{url}/x-0000{i}.tar" for i in range(3)]
+    assert {file.url for file in asked} == {f"{url}/x-0000{i}.tar" for i in range(3)}

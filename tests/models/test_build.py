@@ -63,7 +63,7 @@ def test_no_norm_group_is_a_single_channel() -> None:
 def test_unknown_family_names_the_nearest() -> None:
     with pytest.raises(SpecError, match=r"unknown model family 'micor'\. Did you mean 'micro'"):
         build(micro(family="micor"))
-    assert set(FAMILIES) == {"sd", "micro"}
+    assert set(FAMILIES) == {"sd", "micro", "dit", "dit-micro"}
 
 
 @pytest.mark.parametrize(
@@ -74,6 +74,8 @@ def test_unknown_family_names_the_nearest() -> None:
         (ModelSpec(family="sd", width=320, context_dim=1024, num_heads=12), "multiple of 96, such as 288 or 384"),
         (micro(10), "multiple of 4, such as 8 or 12"),
         (micro(8, num_heads=6), "multiple of 12, such as 12"),
+        (ModelSpec(family="dit", width=448, context_dim=1024, num_heads=7), "multiple of 896, such as 896"),
+        (ModelSpec(family="dit-micro", width=40, context_dim=64, num_heads=2), "multiple of 16, such as 32 or 48"),
     ],
 )
 def test_a_width_that_does_not_split_says_which_would(spec: ModelSpec, advice: str) -> None:

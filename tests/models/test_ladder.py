@@ -78,10 +78,21 @@ def test_micro_spans_twenty_times_in_flops_and_rises(micro: dict[int, dict]) -> 
 @pytest.mark.parametrize("name", LADDERS)
 def test_members_build_and_differ_in_width_alone(name: str) -> None:
     members = ladder(name).members
-    assert len({member.model_copy(update={"width": 1}).digest for member in members}) == 1
+    assert len({member.model_copy(update={"width": 1, "num_heads": 1}).digest for member in members}) == 1
     assert ladder(name).reference in members
     for member in (members[0], members[-1]):
-        assert build(member, "meta").config["block_out_channels"][0] == member.width
+        config = build(member, "meta").config
+        if name.startswith("dit"):
+            assert config["num_attention_heads"] * config["attention_head_dim"] == member.width
+        else:
+            assert config["block_out_channels"][0] == member.width
+
+
+@pytest.mark.parametrize(("name", "channels"), [("dit", 64), ("dit-micro", 16)])
+def test_heads_of_a_transformer_have_one_width(name: str, channels: int) -> None:
+    assert {member.width / member.num_heads for member in ladder(name).members} == {channels}
+    gflops = [row["gflops"] for row in rows(name)]
+    assert gflops == sorted(gflops) and gflops[-1] / gflops[0] > 100
 
 
 def test_format_parameters() -> None:

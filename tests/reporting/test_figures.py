@@ -9,6 +9,7 @@ from isocost.reporting.figures import (
     cost_by_steps,
     frontier_chart,
     guidance_map,
+    loss_by_compute,
     quality_by_cost,
     steps_by_guidance,
     training_curve,
@@ -38,6 +39,16 @@ def test_training_curve_prefers_all_prompts(world, synthetic):
 
 def test_no_training_curve(world, synthetic):
     assert training_curve(world.table[~world.table["curve"]], synthetic.FD) is None
+
+
+def test_loss_against_compute_averages_steps_between_points():
+    gflops = np.arange(1, 1001, dtype=float)
+    chart = loss_by_compute({"c8": (gflops, 2 / gflops), "c16": (2 * gflops, 1 / gflops), "c24": ([], [])})
+    assert [series.name for series in chart.series] == ["c8", "c16"] and chart.log_x and chart.log_y
+    first = chart.series[0]
+    assert list(first.x[:3]) == [1, 2, 3] and np.allclose(first.y[:3], [2, 1, 2 / 3])
+    assert len(first.x) <= 60 and first.x[-1] > 900 and list(first.y) == sorted(first.y, reverse=True)
+    assert loss_by_compute({}) is None
 
 
 def test_steps_by_guidance(world, synthetic):

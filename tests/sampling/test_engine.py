@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from isocost.diffusion.denoiser import BindingNetwork
 from isocost.diffusion.plans import evaluations_of, stitched
 from isocost.diffusion.samplers import SAMPLERS
 from isocost.errors import SpecError
 from isocost.models.build import build
 from isocost.recipes.scenes import micro_members
 from isocost.sampling.engine import LeanNetwork, prepare, sample_latents
-from isocost.specs import CheckpointRef, EngineSpec, Guidance, NoiseSchedule, SamplingPlan, Stage
+from isocost.specs import CheckpointRef, EngineSpec, Guidance, ModelSpec, NoiseSchedule, SamplingPlan, Stage
 
 SHAPE = (4, 8, 8)
 NETWORKS = ("diffusers", "lean")
@@ -240,3 +241,16 @@ def test_a_compiled_engine_captures_the_whole_network(networks, contexts, monkey
     assert len(graphs) == 2  # of guided and of unguided batches
     expected = latents(networks["lean"], contexts, [0, 1], engine_of("lean", batch=2), of)
     np.testing.assert_allclose(ours, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_transformer_runs_its_own_forward_pass_under_either_engine(network):
+    torch.manual_seed(0)
+    module = build(ModelSpec(family="dit-micro", width=32, context_dim=8, num_heads=2))
+    for weight in module.parameters():
+        torch.nn.init.normal_(weight, std=0.1)
+    x, timesteps, context = torch.randn(2, 4, 8, 8), torch.tensor([5, 900]), torch.randn(2, 3, 8)
+    prepared = prepare(module, engine_of(network))
+    assert not isinstance(prepared, BindingNetwork)
+    with torch.inference_mode():
+        assert torch.equal(prepared(x, timesteps, context), module(x, timesteps, context).sample)

@@ -228,7 +228,11 @@ def test_guidance_is_allowed_and_costs_are_counted(folder):
 @pytest.mark.parametrize(
     ("file", "changes", "message"),
     [
-        ("scheduler/scheduler_config.json", {"prediction_type": "flow"}, "prediction_type 'flow' is not among epsilon"),
+        (
+            "scheduler/scheduler_config.json",
+            {"prediction_type": "score"},
+            "prediction_type 'score' is not among epsilon",
+        ),
         ("scheduler/scheduler_config.json", {"beta_schedule": "sigmoid"}, "beta_schedule 'sigmoid' is not among"),
         ("scheduler/scheduler_config.json", {"timestep_spacing": "even"}, "timestep_spacing 'even' is not among"),
         ("scheduler/scheduler_config.json", {"trained_betas": [0.1, 0.2]}, "trained_betas"),

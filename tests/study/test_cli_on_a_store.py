@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from isocost.cli import main
+from isocost.study import upkeep
 
 
 def out(capsys, *arguments: str) -> str:
@@ -99,6 +101,15 @@ def test_publish_keeps_scores_that_can_be_read_again(swept, tmp_path, capsys):
     scores = [Score.model_validate(score) for score in json.loads((tmp_path / "kept" / "scores.json").read_text())]
     cells = json.loads((tmp_path / "kept" / "cells.json").read_text())
     assert {score.sample_key for score in scores} == {cell["sample_key"] for cell in cells}
+
+
+def test_publish_compresses_what_nobody_would_read(swept, tmp_path, capsys, monkeypatch):
+    out(capsys, "store", "publish", str(swept), str(tmp_path / "plain"))
+    monkeypatch.setattr(upkeep, "READABLE", 1000)
+    out(capsys, "store", "publish", str(swept), str(tmp_path / "packed"))
+    packed = tmp_path / "packed" / "scores.json.gz"
+    assert gzip.decompress(packed.read_bytes()) == (tmp_path / "plain" / "scores.json").read_bytes()
+    assert not (tmp_path / "packed" / "scores.json").exists()
 
 
 def test_a_store_that_moved_can_still_be_reported(swept, tmp_path, capsys):

@@ -211,7 +211,7 @@ def test_a_store_where_a_file_is_in_the_way(tmp_path):
         ({"grid": Grid(samplers=("dddim",))}, "unknown sampler 'dddim'. Did you mean 'ddim'"),
         ({"grid": Grid(steps=(2000,))}, "2000"),
         ({"train": tiny_study().train.model_copy(update={"caption_dropout": 0.0})}, "caption_dropout"),
-        ({"members": tiny_study().members * 2}, "own width"),
+        ({"members": tiny_study().members * 2}, "of its own"),
         ({"evaluation": tiny_study().evaluation.model_copy(update={"prompts": "scenes-vall"})}, "scenes-val"),
         ({"evaluation": tiny_study().evaluation.model_copy(update={"metrics": ("kid",)})}, "select_by"),
         ({"evaluation": tiny_study().evaluation.model_copy(update={"prompts": "paper-fig1"})}, "accuracy"),
@@ -242,3 +242,18 @@ def test_influence_values_of_images_and_references_reproduce_the_standard_error(
     assert {metric: checked.count(metric) for metric in set(checked)} == dict.fromkeys(("fd", "kid", "clip"), 15) | {
         "accuracy": checked.count("accuracy")
     }
+
+
+def test_what_a_study_expands_to_is_worked_out_once(own_copy, monkeypatch):
+    monkeypatch.setattr(run, "environment", lambda: {"isocost": "1", "commit": "abc", "dirty": False})
+    run.sweep(tiny_study(), Store(own_copy), workers=1)
+    before = Store(own_copy).expansion()["cells"]
+    worked = []
+    rows = run.cell_rows
+    monkeypatch.setattr(run, "cell_rows", lambda trained: worked.append(trained) or rows(trained))
+    run.sweep(tiny_study(), Store(own_copy), workers=1)
+    assert not worked
+    smaller = tiny_study(curve=None)
+    run.train(smaller, Store(own_copy), workers=1)
+    run.sweep(tiny_study(), Store(own_copy), workers=1)
+    assert len(worked) == 1 and Store(own_copy).expansion()["cells"] == before

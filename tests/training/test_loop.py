@@ -62,6 +62,12 @@ def test_a_stopped_and_resumed_run_is_the_same_run(data, make_spec, whole, tmp_p
     final = train(make_spec(data), data, tmp_path, save_every_images=24)
     assert contents(final) == contents(whole / "checkpoints" / "000000096")
     assert log(tmp_path) == log(whole) and len(log(whole)) == 12
+    sessions = [json.loads(line) for line in (tmp_path / "sessions.jsonl").read_text().splitlines()]
+    assert [(line["images_seen"], line["ranks"], line["sharding"]) for line in sessions] == [
+        (0, 1, "none"),
+        (40, 1, "none"),
+    ]
+    assert sessions[0]["environment"]["torch"] == torch.__version__
 
 
 def test_muon_resumes_to_the_same_bits_too(data, make_spec, tmp_path):
@@ -371,7 +377,7 @@ def test_bf16_trains_close_to_fp32(data, make_spec, whole, tmp_path):
 def test_the_log_is_the_truth_on_disk(whole):
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert [line["images_seen"] for line in lines] == list(range(8, 97, 8))
-    assert set(lines[0]) == {"images_seen", "loss", "lr", "grad_norm", "seconds"}
+    assert set(lines[0]) == {"images_seen", "loss", "lr", "grad_norm", "loss_by_timestep", "seconds"}
     assert lines[0]["lr"] == pytest.approx(3e-3 * 4 / 24)
     seconds = [line["seconds"] for line in lines]
     assert seconds == sorted(seconds)

@@ -15,26 +15,33 @@ import numpy as np
 import pandas as pd
 
 from isocost.analysis.frames import DataFrame
-from isocost.analysis.words import UNITS, compact, cost_name, full_label, number
+from isocost.analysis.words import UNITS, compact, cost_name, full_label, is_guided, number
 from isocost.errors import SpecError, did_you_mean, lookup
 from isocost.scoring.protocols import one_protocol
 
 Z95 = 1.959963984540054
 COSTS = {"paper": "paper_cost", "gflops": "gflops_per_image", "seconds": "seconds_per_image"}
 CHECKPOINT = ["member", "width", "params", "images_seen", "train_gflops"]
-SETTING = [*CHECKPOINT, "sampler", "eta", "variance", "spacing", "steps"]
+# What tells a plan from a plain one, and what it is there: one checkpoint, guided by the empty prompt all the way, each
+# image the only candidate. Tables made before these columns were hold plain cells only.
+PLAIN = {
+    "stages": "", "guidance_mode": "cfg", "guidance_interval": "", "guide": "", "best_of": 1, "scorer": "",
+}  # fmt: skip
+SETTING = [*CHECKPOINT, "sampler", "eta", "variance", "spacing", "steps", *PLAIN]
 CELL = [*SETTING, "guidance_scale"]
 NUMERIC = ["value", "stderr", "bias", *COSTS.values()]
 AVERAGED = {
     "value": "mean", "bias": "mean", "n": "min", "valid": "all", "higher_is_better": "first", "evaluations": "first",
-    "gflops_per_image": "mean", "paper_cost": "mean", "seconds_per_image": "mean", "sample_key": "first",
-    "score_key": "first",
+    "gflops_per_image": "mean", "paper_cost": "mean", "seconds_per_image": "mean", "seconds_as": "first",
+    "sample_key": "first", "score_key": "first",
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Cells:
     """The best-of-guidance cell of each (checkpoint, sampler, steps); with `keep_unguided`, the unguided one too.
+
+    Stitched checkpoints and their shares, ways of guiding and best-of-n are told apart as samplers are.
 
     `rows`: one row a cell, cheapest first: the columns of the study's table (`value`, `stderr`, costs ... of the report
     half) and `selection_value` (the metric on the selection half), `select_score` (the `select_by` metric there),
@@ -51,8 +58,13 @@ class Cells:
 
     @property
     def members(self) -> list[str]:
-        """Member names, smallest first."""
-        return members_by_size(self.rows)
+        """Member names, smallest first; pairs that share a trajectory are none."""
+        return members_by_size(self.rows[self.rows["stages"] == ""])
+
+    @property
+    def plain(self) -> DataFrame:
+        """Rows of plain plans (`PLAIN`)."""
+        return plain(self.rows)
 
     @property
     def sign(self) -> float:
@@ -82,7 +94,7 @@ def best_guidance(
     """
     metric = resolve_metric(table, metric)
     select_by = resolve_metric(table, select_by or metric)
-    rows = grid_cells(filtered(table, filters))
+    rows = grid_cells(filtered(with_plans(table), filters)).drop(columns="checkpoint", errors="ignore")
     rows = rows[rows["metric"].isin({metric, select_by}) & rows["split"].isin({"selection", "report"})]
     one_protocol(rows.to_dict("records"))
     rows, left_out = _finite(rows)
@@ -95,7 +107,8 @@ def best_guidance(
     higher = {name: bool(part["higher_is_better"].iloc[0]) for name, part in rows.groupby("metric")}
     loss = cells["select_score"] * (-1.0 if higher[select_by] else 1.0)
     by = [column for column in on if column != "guidance_scale"] + (["guided"] if keep_unguided else [])
-    ordered = cells.assign(loss=loss, guided=cells["guidance_scale"] != 1).sort_values(["loss", "guidance_scale"])
+    guided = [is_guided(cell) for cell in cells.to_dict("records")]
+    ordered = cells.assign(loss=loss, guided=guided).sort_values(["loss", "guidance_scale"])
     groups = ordered.groupby(by, dropna=False, sort=False)
     best = groups.head(1).drop(columns=["loss", "guided"])
     best = best.assign(guidances=groups["guidance_scale"].transform("size").loc[best.index])
@@ -128,9 +141,22 @@ def affordable(cells: Cells, unit: str, limit: float = np.inf) -> DataFrame:
 
 
 def members_by_size(table: DataFrame) -> list[str]:
-    """Member names of a table, fewest parameters first."""
-    sizes = table[["member", "params", "width"]].drop_duplicates("member")
+    """Member names of a table, fewest parameters first (a guide's, where a member has one, not counted)."""
+    sizes = table.groupby("member", as_index=False)[["params", "width"]].min()
     return sizes.sort_values(["params", "width", "member"])["member"].tolist()
+
+
+def with_plans(table: DataFrame) -> DataFrame:
+    """The table with all columns of `PLAIN`, which those made before lack, in part or whole."""
+    return table.assign(
+        **{name: table[name].fillna(value) if name in table else value for name, value in PLAIN.items()}
+    )
+
+
+def plain(table: DataFrame) -> DataFrame:
+    """Rows of plain plans."""
+    table = with_plans(table)
+    return table[np.logical_and.reduce([table[name] == value for name, value in PLAIN.items()])]
 
 
 def cost_column(unit: str) -> str:

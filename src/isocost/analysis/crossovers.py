@@ -39,8 +39,9 @@ class Crossover:
 
 
 def crossovers(cells: Cells, unit: str = "paper", influence: Influence | None = None) -> list[Crossover]:
-    """Where each member is overtaken by the next larger one, as the budget grows."""
+    """Where each member by itself is overtaken by the next larger one, as the budget grows."""
     rows, compare = affordable(cells, unit), comparer(influence)
+    rows = rows[rows["stages"] == ""]
     names = members_by_size(rows)
     return [_crossover(cells, rows, unit, compare, *pair) for pair in itertools.pairwise(names)]
 

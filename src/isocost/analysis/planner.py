@@ -96,6 +96,8 @@ def _sentence(
     cell: Mapping[str, Any], metric: str, budget: Budget | None, ties: tuple[dict[str, Any], ...], has_error: bool
 ) -> str:
     limit = f"For at most {cost_name(budget.limit, budget.unit)} per image" if budget else "With no limit on cost"
+    if budget and budget.unit == "seconds":
+        limit += f" ({cell['seconds_as']})"
     half_width = (cell["high"] - cell["low"]) / 2 if has_error else None
     quality = f"{metric_name(metric)} {with_error(cell['value'], half_width)} on {cell['n']} prompts"
     if len(cell["seeds"]) > 1:

@@ -67,16 +67,42 @@ def metric_name(metric: str) -> str:
 
 
 def sampler_name(cell: Mapping[str, Any]) -> str:
-    """`DDIM`, `DDIM η 0.5`, `DDPM large variance`: the sampler with what sets it apart from its namesakes."""
+    """`DDIM`, `DDIM η 0.5`, `DDPM large variance`, `DDIM, guided by c8, best of 4`: the sampler with all that sets a
+    cell apart from its namesakes, but checkpoint, steps and guidance scale."""
     name = str(SAMPLERS.get(cell["sampler"], cell["sampler"]))
     eta = cell.get("eta") or 0.0
     if eta > 0:
         name += f" η {number(eta)}"
-    return f"{name} large variance" if cell["sampler"] == "ddpm" and cell.get("variance") == "large" else name
+    if cell["sampler"] == "ddpm" and cell.get("variance") == "large":
+        name += " large variance"
+    return ", ".join(filter(None, (name, _way_of_guiding(cell), _choice(cell))))
+
+
+def _way_of_guiding(cell: Mapping[str, Any]) -> str:
+    """`CFG++`, `guided by c8`, `guided at timesteps 200-800`; "" for plain guidance."""
+    ways = {"cfg": "guided", "cfg++": "CFG++", "autoguidance": f"guided by {cell.get('guide')}"}
+    mode, interval = cell.get("guidance_mode", "cfg"), cell.get("guidance_interval")
+    way = ways[mode]
+    return f"{way} at timesteps {interval}" if interval else way if mode != "cfg" else ""
+
+
+def _choice(cell: Mapping[str, Any]) -> str:
+    return f"best of {cell['best_of']}" if cell.get("best_of", 1) > 1 else ""
+
+
+def is_guided(cell: Mapping[str, Any]) -> bool:
+    """Whether guidance does anything: at scale 1 only CFG++'s does."""
+    return cell["guidance_scale"] != 1 or cell.get("guidance_mode") == "cfg++"
 
 
 def guidance_name(scale: float) -> str:
     return "no guidance" if scale == 1 else f"guidance {number(scale)}"
+
+
+def checkpoint_name(cell: Mapping[str, Any]) -> str:
+    """`c16`, or `c8 for 50% of the steps, then c24`."""
+    name = str(cell.get("checkpoint", cell["member"]))
+    return cell["stages"] + name.removeprefix(cell["member"]) if cell.get("stages") else name
 
 
 def steps_name(steps: int) -> str:
@@ -85,15 +111,14 @@ def steps_name(steps: int) -> str:
 
 def short_label(cell: Mapping[str, Any]) -> str:
     """`c32 × 2 steps (DDIM)`, or `(DDIM, no guidance)`: names a cell among the best-of-guidance ones."""
-    unguided = ", no guidance" if cell["guidance_scale"] == 1 else ""
-    return f"{cell.get('checkpoint', cell['member'])} × {steps_name(cell['steps'])} ({sampler_name(cell)}{unguided})"
+    unguided = "" if is_guided(cell) else ", no guidance"
+    return f"{checkpoint_name(cell)} × {steps_name(cell['steps'])} ({sampler_name(cell)}{unguided})"
 
 
 def full_label(cell: Mapping[str, Any]) -> str:
     """`c16 with DDIM, 8 steps, guidance 2`."""
-    name = cell.get("checkpoint", cell["member"])
-    sampler, steps = sampler_name(cell), steps_name(cell["steps"])
-    return f"{name} with {sampler}, {steps}, {guidance_name(cell['guidance_scale'])}"
+    guidance = f"guidance {number(cell['guidance_scale'])}" if is_guided(cell) else "no guidance"
+    return f"{checkpoint_name(cell)} with {sampler_name(cell)}, {steps_name(cell['steps'])}, {guidance}"
 
 
 def listed(items: Iterable[str], most: int = 3) -> str:

@@ -11,7 +11,7 @@ from isocost.cli.output import print_json, records, say
 from isocost.cli.parser import Json, command
 
 
-@command("isocost ladder sd", "isocost ladder micro --json")
+@command("isocost ladder sd", "isocost ladder dit", "isocost ladder micro --json")
 def ladder(name: str = "sd", *, json: Json = False) -> None:
     """Print the members of a ladder: parameters, forward GFLOPs and normalised cost.
 
@@ -20,7 +20,7 @@ def ladder(name: str = "sd", *, json: Json = False) -> None:
     Parameters
     ----------
     name
-        sd (the paper's), sd-768 (Stable Diffusion 1.5's text encoder) or micro (small images).
+        sd (the paper's), sd-768 (Stable Diffusion 1.5's text encoder), dit (transformers); micro, dit-micro (small).
     """
     from isocost import api
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from isocost import __version__
+from isocost.errors import SpecError
 
 HELP = """Which diffusion model, how many steps, which sampler and how much guidance give the best images for a budget?
 
@@ -28,6 +29,14 @@ Set = Annotated[
 ]
 Data = Annotated[str | None, Parameter(help="Folder of data, for recipes that read files (emoji).")]
 StorePath = Annotated[Path | None, Parameter(help="Folder of results. Default: runs/NAME.")]
+
+
+def share_of(shard: str) -> tuple[int, int]:
+    """`--shard 0/4` as (0, 4). Raises `SpecError` for anything else."""
+    i, slash, n = shard.partition("/")
+    if not (slash and i.isdecimal() and n.isdecimal() and int(i) < int(n)):
+        raise SpecError(f"--shard {shard}: expected i/n with 0 <= i < n, as in 0/4.")
+    return int(i), int(n)
 
 
 def command(*examples: str, **options: Any):

@@ -7,12 +7,14 @@ import json
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from isocost.data.remote import Place, expand
 from isocost.data.shards import Shards
 from isocost.errors import DataError
 from isocost.files import file_digest
@@ -21,6 +23,7 @@ from isocost.specs import digest_of
 IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff", "ppm")
 SIDECAR_EXTENSIONS = ("txt", "json", "jsonl", "csv", "md")
 ORIENTATION = 0x0112  # the EXIF tag
+SIDEWAYS = (5, 6, 7, 8)  # its values that swap width and height
 
 
 @dataclass(frozen=True)
@@ -65,13 +68,45 @@ class CaptionedImages(Sequence[CaptionedImage]):
         return part.metadata(place)
 
     def caption(self, index: int) -> str:
-        part, place = self._locate(index)
-        caption = part.caption(place)
+        caption = self.find_caption(index)
         if caption is None and self._captions_required:
             raise DataError(
-                f"{part.where(place)} has no caption: put it in a .txt beside it, or as 'caption' in a .json"
+                f"{self.where(index)} has no caption: put it in a .txt beside it, or as 'caption' in a .json"
             )
         return caption or ""
+
+    def find_caption(self, index: int) -> str | None:
+        """The caption, None where there is none, whether captions are required or not."""
+        part, place = self._locate(index)
+        return part.caption(place)
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(width, height) of the image that `decode` would give, by its header alone. Raises `DataError`."""
+        part, place = self._locate(index)
+        return size_of(part.image_bytes(place), part.where(place))
+
+    @property
+    def shards(self) -> list[int]:
+        """Images in each shard, in order; a folder of image files counts as one."""
+        return [size for part in self._parts for size in part.shards()]
+
+    def prefetch(self, shards: Iterable[int]) -> None:
+        """Bring these shards (by number, as in `shards`) here in the background, where they are remote."""
+        starts = np.cumsum([0, *self.shards])
+        for number in shards:
+            if starts[number] < starts[number + 1]:
+                part, place = self._locate(int(starts[number]))
+                part.prefetch(place)
+
+    def verify(self) -> None:
+        """Compare every byte of the tars with their indexes. Raises `DataError` naming the shard that changed."""
+        for part in self._parts:
+            part.verify()
+
+    @property
+    def sources(self) -> list[dict[str, Any]]:
+        """What was read: `place`, `samples` and `sha256` of every shard; of a folder of image files, its digest."""
+        return [source for part in self._parts for source in part.sources()]
 
     @property
     def captions(self) -> list[str]:
@@ -92,25 +127,29 @@ class CaptionedImages(Sequence[CaptionedImage]):
         return self._parts[number], index - self._starts[number]
 
 
-def open_images(paths: Sequence[str | Path], captions_required: bool = True) -> CaptionedImages:
+def open_images(paths: Sequence[Place], captions_required: bool = True) -> CaptionedImages:
     """Captioned images of .tar shards, folders of shards, and folders of image files, in the order given.
 
+    Shards and folders of shards may be remote: URLs, also with a range (`s3://bucket/x-{00000..00063}.tar`).
     Caption of a sample: its .txt, else `caption` (or `text`) in its .json, else in a `metadata.jsonl` with a
     `file_name` a line (folders). Raises `DataError` naming any other file that lies there; where a caption is missing,
     when it is asked for.
     """
     parts: list[_TarImages | _FolderImages] = []
-    tars: list[str | Path] = []
-    for path in map(Path, paths):
-        if path.suffix == ".tar":
-            tars.append(path)
+    tars: list[Place] = []
+    for place in [each for path in paths for each in expand(path)]:
+        if str(place).endswith(".tar"):
+            tars.append(place)
             continue
         if tars:
             parts.append(_TarImages(Shards(tars)))
             tars = []
-        if not path.is_dir():
-            raise DataError(f"{path}: neither a .tar nor a folder")
-        parts.append(_TarImages(Shards(path)) if any(path.glob("*.tar")) else _FolderImages(path))
+        if isinstance(place, Path) and not place.is_dir():
+            raise DataError(f"{place}: neither a .tar nor a folder")
+        if isinstance(place, Path) and not any(place.glob("*.tar")):
+            parts.append(_FolderImages(place))
+        else:
+            parts.append(_TarImages(Shards(place)))
     if tars:
         parts.append(_TarImages(Shards(tars)))
     return CaptionedImages(parts, captions_required)
@@ -154,6 +193,19 @@ class _TarImages:
     def digest(self) -> str:
         return self._shards.digest
 
+    def shards(self) -> list[int]:
+        return self._shards.sizes
+
+    def prefetch(self, index: int) -> None:
+        self._shards.prefetch([index])
+
+    def verify(self) -> None:
+        self._shards.verify()
+
+    def sources(self) -> list[dict[str, Any]]:
+        shards = zip(self._shards.paths, self._shards.sizes, self._shards.digests, strict=True)
+        return [{"place": str(path), "samples": size, "sha256": digest} for path, size, digest in shards]
+
 
 class _FolderImages:
     def __init__(self, folder: Path):
@@ -189,7 +241,23 @@ class _FolderImages:
         return _caption_of(self.metadata(index))
 
     def digest(self) -> str:
+        return self._digest
+
+    @cached_property  # every file is read for it
+    def _digest(self) -> str:
         return digest_of([[self.key(i), file_digest(path), self.caption(i)] for i, path in enumerate(self._files)])
+
+    def shards(self) -> list[int]:
+        return [len(self)]
+
+    def prefetch(self, index: int) -> None:
+        """Image files are always here."""
+
+    def verify(self) -> None:
+        """Image files have no index to be compared with."""
+
+    def sources(self) -> list[dict[str, Any]]:
+        return [{"place": str(self._folder), "samples": len(self), "sha256": self.digest()}]
 
 
 def _image_files(folder: Path) -> list[Path]:
@@ -278,6 +346,16 @@ def decode(data: bytes, where: str) -> Decoded:
     except UnidentifiedImageError:
         raise DataError(f"{where}: not an image: its content is of no format that Pillow reads") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{where}: not an image that can be read: {' '.join(str(error).split())}") from None
+
+
+def size_of(data: bytes, where: str) -> tuple[int, int]:
+    """(width, height) of the image that `decode` would give, by the header alone. Raises `DataError`."""
+    try:
+        with Image.open(io.BytesIO(data)) as file:
+            turned = file.getexif().get(ORIENTATION, 1) in SIDEWAYS
+            return (file.height, file.width) if turned else file.size
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{where}: not an image that can be read: {' '.join(str(error).split())}") from None
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from isocost.data import scenes
 from isocost.data.images import open_images
 from isocost.errors import DataError, SpecError, did_you_mean
-from isocost.specs import DataSource, PromptSet, SceneOptions, digest_of
+from isocost.specs import DataSource, PromptSet, SceneOptions, Split, digest_of
 
 # Held-out scenes are drawn from their own seeds, far from any seed that a study would train on.
 VALIDATION_SEED = 1_000_003
@@ -29,7 +29,11 @@ class Prompt:
 
 @dataclass(frozen=True)
 class PromptList:
-    """A `PromptSet` and its prompts. Place i of a sample set holds prompt i modulo `len`, replicate i // `len`."""
+    """A `PromptSet` and its prompts. Place i of a sample set holds prompt i modulo `len`, replicate i // `len`.
+
+    Of a half (`promptset.split`) the places are counted anew: each holds the prompt and the replicate that it has in
+    the whole list, and so the same noise.
+    """
 
     promptset: PromptSet
     _texts: tuple[str, ...] | None
@@ -38,10 +42,11 @@ class PromptList:
     @property
     def period(self) -> int | None:
         """How many distinct prompts there are; None when endless."""
-        return None if self._texts is None else len(self._texts)
+        return None if self._texts is None else len(range(self._texts_in)[self._offset :: self._stride])
 
     def at(self, place: int) -> tuple[Prompt, int]:
         """The prompt and replicate at a place (0, 1, ...) of a sample set."""
+        place = self.whole_place(place)
         if self._texts is None:
             assert self._options is not None
             caption, attributes = scenes.describe(VALIDATION_SEED, place, self._options)
@@ -51,8 +56,35 @@ class PromptList:
 
     def half(self, place: int) -> str:
         """`selection` or `report`: the half of the prompt at a place, by parity of the prompt's place in the list."""
+        place = self.whole_place(place)
         i = place if self._texts is None else place % len(self._texts)
         return "report" if i % 2 else "selection"
+
+    def of_half(self, split: Split) -> PromptList:
+        """The prompts of one half. Raises `SpecError` where it is empty."""
+        found = replace(self, promptset=self.promptset.model_copy(update={"split": split}))
+        if found.period == 0:
+            raise SpecError(f"prompt list '{self.promptset.name}' has no prompt in its {split} half: give two or more.")
+        return found
+
+    def whole_place(self, place: int) -> int:
+        """Where in the whole list a place of this half is."""
+        if self.period is None:
+            return place * self._stride + self._offset
+        replicate, i = divmod(place, self.period)
+        return replicate * self._texts_in + i * self._stride + self._offset
+
+    @property
+    def _texts_in(self) -> int:
+        return len(self._texts or ())
+
+    @property
+    def _stride(self) -> int:
+        return 1 if self.promptset.split == "all" else 2
+
+    @property
+    def _offset(self) -> int:
+        return int(self.promptset.split == "report")
 
 
 def listed(name: str, texts: Sequence[str]) -> PromptList:

@@ -1,30 +1,29 @@
 """The denoiser contract: whatever a network predicts, a sampler sees `denoised = D(x, t)`, and evaluations are counted.
 
-With x_t = alpha x0 + sigma eps (alpha^2 = alpha_cumprod, sigma^2 = 1 - alpha_cumprod) a network predicts one of
+With x_t = alpha x0 + sigma eps a network predicts one of
     epsilon       eps                            (DDPM, arXiv 2006.11239)
-    v_prediction  v = alpha eps - sigma x0       (arXiv 2202.00512, appendix D)
+    v_prediction  v = alpha eps - sigma x0       (arXiv 2202.00512, appendix D; where alpha^2 + sigma^2 = 1)
     sample        x0
-`alpha_cumprod` is a float, or a tensor [B] with one value for each row; coefficients are computed in float64 and
-applied in the dtype of x.
+    flow          eps - x0                       (rectified flow, arXiv 2209.03003, as in arXiv 2403.03206)
+A noise level is one for all rows, or one for each; coefficients are float64 and applied in the dtype of x.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from isocost.diffusion.schedule import alpha_cumprod_at
+from isocost.diffusion.schedule import Level, ends_in_noise, level, level_table
 from isocost.errors import SpecError, did_you_mean
-from isocost.specs import NoiseSchedule
+from isocost.specs import NoiseSchedule, Prediction
 
 if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-PREDICTIONS = ("epsilon", "v_prediction", "sample")
+PREDICTIONS: tuple[str, ...] = get_args(Prediction)
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(x [N, C, H, W], timesteps int64 [N], context [N, L, D]) -> prediction [N, C, H, W]."""
 Predict = Callable[[Tensor, int], Tensor]
@@ -40,53 +39,85 @@ class BindingNetwork(Protocol):
         ...
 
 
-def add_noise(x0: Tensor, noise: Tensor, alpha_cumprod: float | Tensor) -> Tensor:
+class Levels(NamedTuple):
+    """A noise level for each row: alpha and sigma, float64 [B]."""
+
+    alpha: Tensor
+    sigma: Tensor
+
+
+def levels(schedule: NoiseSchedule, timesteps: Tensor) -> Levels:
+    """The schedule's levels at timesteps int64 [B], 0..T-1, on their device."""
+    return Levels(*torch.tensor(level_table(schedule), device=timesteps.device)[:, timesteps])
+
+
+def add_noise(x0: Tensor, noise: Tensor, at: Level | Levels) -> Tensor:
     """x_t = alpha x0 + sigma noise, all [B, C, H, W]."""
-    alpha, sigma = _coefficients(alpha_cumprod, x0)
+    alpha, sigma = _coefficients(at, x0)
     return alpha * x0 + sigma * noise
 
 
-def target(prediction: str, x0: Tensor, noise: Tensor, alpha_cumprod: float | Tensor) -> Tensor:
-    """What the network should predict for x_t = add_noise(x0, noise, alpha_cumprod): [B, C, H, W]."""
+def target(prediction: str, x0: Tensor, noise: Tensor, at: Level | Levels) -> Tensor:
+    """What the network should predict for x_t = add_noise(x0, noise, at): [B, C, H, W]."""
     _check_prediction(prediction)
     if prediction == "epsilon":
         return noise
     if prediction == "sample":
         return x0
-    alpha, sigma = _coefficients(alpha_cumprod, x0)
+    if prediction == "flow":
+        return noise - x0
+    alpha, sigma = _coefficients(at, x0)
     return alpha * noise - sigma * x0
 
 
-def to_x0(prediction: str, output: Tensor, x_t: Tensor, alpha_cumprod: float | Tensor) -> Tensor:
+def to_x0(prediction: str, output: Tensor, x_t: Tensor, at: Level | Levels) -> Tensor:
     """Denoised image [B, C, H, W] from a network's output [B, C, H, W] at x_t [B, C, H, W].
 
-    Raises `SpecError` for epsilon at alpha_cumprod 0: x_t is pure noise there, and eps = x_t says nothing of x0.
+    Raises `SpecError` for epsilon at alpha 0: x_t is pure noise there, and eps = x_t says nothing of x0.
     """
     _check_prediction(prediction)
     if prediction == "sample":
         return output
-    alpha, sigma = _coefficients(alpha_cumprod, x_t)
+    alpha, sigma = _coefficients(at, x_t)
     if prediction == "v_prediction":
         return alpha * x_t - sigma * output
-    if _any_zero(alpha_cumprod):
-        raise SpecError("prediction 'epsilon' gives no image at alpha_cumprod 0 (zero SNR): use 'v_prediction'.")
+    if prediction == "flow":
+        return (x_t - sigma * output) / (alpha + sigma)
+    if _any_zero(at.alpha):
+        raise SpecError("prediction 'epsilon' gives no image at alpha 0 (zero SNR): use 'v_prediction' or 'flow'.")
     return (x_t - sigma * output) / alpha
 
 
-def to_epsilon(prediction: str, output: Tensor, x_t: Tensor, alpha_cumprod: float | Tensor) -> Tensor:
+def to_epsilon(prediction: str, output: Tensor, x_t: Tensor, at: Level | Levels) -> Tensor:
     """Predicted noise [B, C, H, W] from a network's output [B, C, H, W] at x_t [B, C, H, W].
 
-    Raises `SpecError` for sample at alpha_cumprod 1: x_t holds no noise there.
+    Raises `SpecError` for sample at sigma 0: x_t holds no noise there.
     """
     _check_prediction(prediction)
     if prediction == "epsilon":
         return output
-    alpha, sigma = _coefficients(alpha_cumprod, x_t)
+    alpha, sigma = _coefficients(at, x_t)
     if prediction == "v_prediction":
         return sigma * x_t + alpha * output
-    if _any_zero(1 - alpha_cumprod):
-        raise SpecError("prediction 'sample' gives no noise at alpha_cumprod 1: a clean image holds none.")
+    if prediction == "flow":
+        return (x_t + alpha * output) / (alpha + sigma)
+    if _any_zero(at.sigma):
+        raise SpecError("prediction 'sample' gives no noise at sigma 0: a clean image holds none.")
     return (x_t - alpha * output) / sigma
+
+
+def check_prediction(prediction: str, schedule: NoiseSchedule) -> None:
+    """Raise `SpecError` for a prediction that is unknown, or that means nothing somewhere on the schedule."""
+    _check_prediction(prediction)
+    if prediction == "v_prediction" and schedule.kind == "flow":
+        raise SpecError(
+            "prediction 'v_prediction' is for alpha^2 + sigma^2 = 1, and a flow has alpha + sigma = 1: use 'flow'."
+        )
+    if prediction == "epsilon" and ends_in_noise(schedule):
+        raise SpecError(
+            "prediction 'epsilon' cannot denoise pure noise, where a zero_terminal_snr schedule and a flow start: use "
+            "'v_prediction' (arXiv 2305.08891), on a flow 'flow', or a schedule without it."
+        )
 
 
 class Denoiser:
@@ -94,16 +125,11 @@ class Denoiser:
 
     `evaluations` counts network evaluations an image since the denoiser was made: a call in which each image has one
     row adds 1; guidance gives each image two rows in a call, and adds 2. Gradients are left to the caller.
-    Raises `SpecError` for epsilon on a schedule with zero terminal SNR.
+    Raises `SpecError` for a prediction that the schedule does not go with.
     """
 
     def __init__(self, network: Network | BindingNetwork, schedule: NoiseSchedule, prediction: str) -> None:
-        _check_prediction(prediction)
-        if prediction == "epsilon" and schedule.zero_terminal_snr:
-            raise SpecError(
-                "prediction 'epsilon' cannot denoise pure noise, where a zero_terminal_snr schedule starts: "
-                "use 'v_prediction' (arXiv 2305.08891), or a schedule without it."
-            )
+        check_prediction(prediction, schedule)
         self.network = network
         self.schedule = schedule
         self.prediction = prediction
@@ -120,7 +146,7 @@ class Denoiser:
             output = predict(x, t).to(x.dtype)
             self.evaluations += rows_per_image
             rows = x.repeat(rows_per_image, 1, 1, 1)
-            return to_x0(self.prediction, output, rows, alpha_cumprod_at(self.schedule, t))
+            return to_x0(self.prediction, output, rows, level(self.schedule, t))
 
         return denoise
 
@@ -151,13 +177,12 @@ def _check_prediction(prediction: str) -> None:
         raise SpecError(f"unknown prediction '{prediction}'.{did_you_mean(prediction, PREDICTIONS)}")
 
 
-def _coefficients(alpha_cumprod: float | Tensor, like: Tensor) -> tuple[float | Tensor, float | Tensor]:
+def _coefficients(at: Level | Levels, like: Tensor) -> tuple[float, float] | tuple[Tensor, Tensor]:
     """(alpha, sigma): floats, or tensors [B, 1, 1, 1] with the dtype and device of `like`."""
-    if isinstance(alpha_cumprod, Tensor) and alpha_cumprod.ndim:
-        rows = alpha_cumprod.double().reshape(-1, *[1] * (like.ndim - 1))
-        return rows.sqrt().to(like), (1 - rows).sqrt().to(like)
-    value = float(alpha_cumprod)
-    return math.sqrt(value), math.sqrt(1 - value)
+    if isinstance(at, Level):
+        return at.alpha, at.sigma
+    shape = (-1, *[1] * (like.ndim - 1))
+    return at.alpha.reshape(shape).to(like), at.sigma.reshape(shape).to(like)
 
 
 def _any_zero(value: float | Tensor) -> bool:

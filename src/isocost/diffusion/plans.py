@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 from torch import Tensor
 
 from isocost.diffusion.denoiser import Denoiser
 from isocost.diffusion.guidance import Denoise, evaluations_per_call, guide
-from isocost.diffusion.samplers import SAMPLERS, calls, planned_evaluations
+from isocost.diffusion.samplers import SAMPLERS, calls, planned_evaluations, stochastic
 from isocost.diffusion.schedule import timestep_pairs
 from isocost.errors import SpecError
 from isocost.specs import CheckpointRef, SamplingPlan, Stage
@@ -48,20 +48,43 @@ def serving(plan: SamplingPlan) -> dict[int, CheckpointRef]:
     }
 
 
+def calls_of(plan: SamplingPlan) -> dict[tuple[CheckpointRef, int], int]:
+    """Network calls of each checkpoint, by the rows that an image has in them, in the order of first use.
+
+    Two rows are the empty prompt and the prompt in one call; autoguidance is a call of one row of either checkpoint.
+    Raises `SpecError` for a plan that cannot be run: see `check`.
+    """
+    check(plan)
+    checkpoint_at, made = serving(plan), Counter[tuple[CheckpointRef, int]]()
+    timesteps = calls(plan.sampler, pairs_of(plan))
+    for (checkpoint, rows), alike in groupby(
+        (checkpoint_at[t], evaluations_per_call(plan.guidance, t)) for t in timesteps
+    ):
+        count = sum(1 for _ in alike)
+        if rows > 1 and plan.guidance.guide:
+            for called in (checkpoint, plan.guidance.guide):  # which may be one and the same
+                made[called, 1] += count
+        else:
+            made[checkpoint, rows] += count
+    return dict(made)
+
+
 def evaluations_of(plan: SamplingPlan) -> dict[CheckpointRef, int]:
     """Evaluations an image of each checkpoint that the plan calls, guidance included, in the order of first use.
 
     These are all the networks it needs: a stage too short for a step, or a guide that never acts, is not there.
     Raises `SpecError` for a plan that cannot be run: see `check`.
     """
-    check(plan)
-    checkpoint_at, spent = serving(plan), Counter[CheckpointRef]()
-    for t in calls(plan.sampler, pairs_of(plan)):
-        rows = evaluations_per_call(plan.guidance, t)
-        guided_by = plan.guidance.guide if rows > 1 and plan.guidance.guide else checkpoint_at[t]
-        spent[checkpoint_at[t]] += 1
-        spent[guided_by] += rows - 1
-    return {checkpoint: count for checkpoint, count in spent.items() if count}
+    spent = Counter[CheckpointRef]()
+    for (checkpoint, rows), count in calls_of(plan).items():
+        spent[checkpoint] += rows * count
+    return dict(spent)
+
+
+def noises_of(plan: SamplingPlan) -> int:
+    """Draws of noise an image: where it starts, and a stochastic sampler's one for every further step (the last has
+    none, where it lands on a clean image)."""
+    return plan.steps if stochastic(plan.sampler, plan.eta) else 1
 
 
 def check(plan: SamplingPlan) -> None:

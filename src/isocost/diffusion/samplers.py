@@ -1,9 +1,10 @@
 """Samplers: each a short function over exact timestep pairs that yields the state after every step.
 
-A state is x = alpha x0 + sigma eps, and x_T is unit-variance noise, for all samplers alike. Coefficients are Python
-floats (float64), applied in the dtype of x. The last pair's s = -1 lands on the schedule's `final_alpha`; where that is
-1, the last state is the last denoised image. Nothing divides by zero there, nor at the start of a zero terminal SNR
-schedule (Heun apart, which refuses it).
+A state is x = alpha x0 + sigma eps, and x_T is unit-variance noise, for all samplers alike. None asks for alpha^2 +
+sigma^2 = 1, so a flow (alpha + sigma = 1) is sampled as any schedule is. Coefficients are Python floats (float64),
+applied in the dtype of x. The last pair's s = -1 lands on the schedule's `final_alpha`; where that is 1, the last state
+is the last denoised image. Nothing divides by zero there, nor at a start in pure noise (Heun apart, which refuses it
+but on a flow).
 """
 
 from __future__ import annotations
@@ -117,6 +118,7 @@ def euler(D: Denoise, x: Tensor, pairs: Pairs, schedule: NoiseSchedule) -> Itera
     x_s/alpha_s = x/alpha + (sigma_s/alpha_s - sigma/alpha) eps = x0 + (sigma_s/alpha_s) eps, which is DDIM at eta 0,
     and in that form starts at an infinite sigma too. In k-diffusion's terms x starts at x_T/alpha, of variance
     1 + (sigma/alpha)^2; k-diffusion leaves out the 1, which makes x 0.2% smaller at Stable Diffusion's last timestep.
+    Euler's step on the ODE of a flow, dx / d(sigma) = eps - x0, is this one too.
     """
     for t, s in pairs:
         x0 = D(x, t)
@@ -126,16 +128,21 @@ def euler(D: Denoise, x: Tensor, pairs: Pairs, schedule: NoiseSchedule) -> Itera
 def heun(D: Denoise, x: Tensor, pairs: Pairs, schedule: NoiseSchedule) -> Iterator[Tensor]:
     """Heun's method on the ODE of `euler` (EDM, arXiv 2206.00364, Algorithm 1): two calls a step, but one on the last.
 
-    The last step (s = -1) is Euler's whatever `final_alpha`: no network was trained at sigma 0, and so N steps are
-    2N - 1 calls always. It cannot start at zero terminal SNR, where the two slopes meet an infinite step.
+    On a flow its ODE is dx / d(sigma) = eps - x0 instead, which has a slope at pure noise too; elsewhere it cannot
+    start there, where the two slopes meet an infinite step. The last step (s = -1) is Euler's whatever `final_alpha`:
+    no network was trained at sigma 0, and so N steps are 2N - 1 calls always.
     """
     for t, s in pairs:
         now, then = level(schedule, t), level(schedule, s)
         x0 = D(x, t)
         ahead = _euler_step(x, x0, now, then)
         if s != END:
-            slope = (_epsilon(x, x0, now) + _epsilon(ahead, D(ahead, s), then)) / 2
-            ahead = (then.alpha / now.alpha) * x + then.alpha * (then.ve_sigma - now.ve_sigma) * slope
+            x0_ahead = D(ahead, s)
+            slope = (_epsilon(x, x0, now) + _epsilon(ahead, x0_ahead, then)) / 2
+            if schedule.kind == "flow":
+                ahead = x + (then.sigma - now.sigma) * (slope - (x0 + x0_ahead) / 2)
+            else:
+                ahead = (then.alpha / now.alpha) * x + then.alpha * (then.ve_sigma - now.ve_sigma) * slope
         yield (x := ahead)
 
 
@@ -183,8 +190,11 @@ def _posterior_mean(x: Tensor, x0: Tensor, now: Level, then: Level) -> Tensor:
 
 
 def _added_variance(now: Level, then: Level) -> float:
-    """Variance of q(x_t | x_s): b = 1 - (alpha_t / alpha_s)^2, the "large" variance."""
-    return 1 - (now.alpha / then.alpha) ** 2
+    """Variance of q(x_t | x_s), the "large" one: b = sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2.
+
+    That is 1 - (alpha_t / alpha_s)^2 where alpha^2 + sigma^2 = 1.
+    """
+    return now.sigma**2 - (now.alpha / then.alpha * then.sigma) ** 2
 
 
 def _small_variance(now: Level, then: Level) -> float:
@@ -246,7 +256,7 @@ def sample(
 
     `eta` counts for ddim, `variance` ("small" or "large") for ddpm; `step_noise` where `stochastic(name, eta)`.
     Raises `SpecError`, before any evaluation, for an unknown sampler or variance, pairs that are not a trajectory,
-    missing step noise, or Heun from zero terminal SNR.
+    missing step noise, Heun from zero terminal SNR, or a flow from anywhere but pure noise.
     """
     _check_trajectory(name, pairs, schedule)
     if variance not in VARIANCES:
@@ -282,7 +292,14 @@ def stochastic(name: str, eta: float) -> bool:
 def _check_trajectory(name: str, pairs: Pairs, schedule: NoiseSchedule) -> None:
     sampler = lookup(SAMPLERS, name, "sampler")
     check_pairs(pairs)
-    if level(schedule, pairs[0][0]).alpha == 0 and not sampler.starts_at_zero_snr:
+    start = level(schedule, pairs[0][0])
+    if schedule.kind == "flow":
+        if start.alpha > 0:
+            raise SpecError(
+                f"a flow starts at timestep {schedule.num_train_timesteps - 1}, pure noise, and not at {pairs[0][0]}: "
+                "use spacing 'trailing'."
+            )
+    elif start.alpha == 0 and not sampler.starts_at_zero_snr:
         raise SpecError(
             f"sampler '{name}' cannot start at timestep {pairs[0][0]}, where the SNR is 0 and sigma infinite: "
             "use 'ddim' or 'dpmpp_2m', or spacing 'leading'."

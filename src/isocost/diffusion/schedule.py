@@ -1,6 +1,8 @@
-"""Noise levels and timesteps: x_t = alpha_t x0 + sigma_t eps, alpha_t^2 = alpha_cumprod[t], sigma_t^2 = 1 - alpha_t^2.
+"""Noise levels and timesteps: x_t = alpha_t x0 + sigma_t eps.
 
-All in float64; nothing here imports torch. Timestep -1 stands for the end of sampling, the schedule's `final_alpha`.
+A schedule of betas preserves variance: alpha_t^2 = alpha_cumprod[t] and sigma_t^2 = 1 - alpha_t^2. A flow is the
+straight line alpha_t = 1 - sigma_t. All in float64; nothing here imports torch. Timestep -1 stands for the end of
+sampling, the schedule's `final_alpha`.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ Pairs = Sequence[tuple[int, int]]
 
 
 class Level(NamedTuple):
-    """A noise level: x = alpha x0 + sigma eps, with alpha^2 + sigma^2 = 1."""
+    """A noise level: x = alpha x0 + sigma eps, with alpha^2 + sigma^2 = 1, or alpha + sigma = 1 on a flow."""
 
     alpha: float
     sigma: float
@@ -44,8 +46,10 @@ def alphas_cumprod(schedule: NoiseSchedule) -> np.ndarray:
     """alpha_cumprod at timesteps 0..T-1: float64 [T], strictly falling, read-only (it is cached).
 
     `scaled_linear` is linear in sqrt(beta) (Stable Diffusion), `linear` in beta (DDPM, arXiv 2006.11239), and
-    `squaredcos_cap_v2` the cosine of arXiv 2102.09672, eq. 17, with no beta over 0.999.
+    `squaredcos_cap_v2` the cosine of arXiv 2102.09672, eq. 17, with no beta over 0.999. A flow has none: `SpecError`.
     """
+    if schedule.kind == "flow":
+        raise SpecError("a schedule of kind 'flow' has no alpha_cumprod: its levels are those of level_table().")
     count, start, end = schedule.num_train_timesteps, schedule.beta_start, schedule.beta_end
     return _alphas_cumprod(schedule.kind, count, start, end, schedule.zero_terminal_snr)
 
@@ -62,8 +66,7 @@ def _alphas_cumprod(kind: str, count: int, start: float, end: float, zero_termin
     values = np.cumprod(1 - betas)
     if zero_terminal_snr:
         values = _rescale_to_zero_snr(values)
-    values.setflags(write=False)
-    return values
+    return _read_only(values)
 
 
 def _rescale_to_zero_snr(values: np.ndarray) -> np.ndarray:
@@ -73,19 +76,50 @@ def _rescale_to_zero_snr(values: np.ndarray) -> np.ndarray:
     return ((roots - last) * first / (first - last)) ** 2
 
 
-def alpha_cumprod_at(schedule: NoiseSchedule, t: int) -> float:
-    """alpha_cumprod at timestep t; t = -1 is the end: 1, or alpha_cumprod[0] where `final_alpha` is "first"."""
-    if not END <= t < schedule.num_train_timesteps:
-        raise SpecError(f"timestep {t} is outside the schedule's -1..{schedule.num_train_timesteps - 1}.")
-    if t == END:
-        return 1.0 if schedule.final_alpha == "one" else float(alphas_cumprod(schedule)[0])
-    return float(alphas_cumprod(schedule)[t])
+def level_table(schedule: NoiseSchedule) -> np.ndarray:
+    """alpha and sigma at timesteps 0..T-1: float64 [2, T], read-only (it is cached).
+
+    Timestep t of a flow has sigma = (t + 1) / T, shifted: sigma' = shift sigma / (1 + (shift - 1) sigma) (Stable
+    Diffusion 3, arXiv 2403.03206, eq. 23). So its last timestep is pure noise.
+    """
+    if schedule.kind == "flow":
+        return _flow_levels(schedule.num_train_timesteps, schedule.shift)
+    count, start, end = schedule.num_train_timesteps, schedule.beta_start, schedule.beta_end
+    return _levels_of_betas(schedule.kind, count, start, end, schedule.zero_terminal_snr)
+
+
+@lru_cache(maxsize=64)
+def _flow_levels(count: int, shift: float) -> np.ndarray:
+    straight = np.arange(1, count + 1) / count
+    sigma = shift * straight / (1 + (shift - 1) * straight)
+    return _read_only(np.stack([1 - sigma, sigma]))
+
+
+@lru_cache(maxsize=64)
+def _levels_of_betas(kind: str, count: int, start: float, end: float, zero_terminal_snr: bool) -> np.ndarray:
+    signal = _alphas_cumprod(kind, count, start, end, zero_terminal_snr)
+    return _read_only(np.sqrt([signal, 1 - signal]))
+
+
+def _read_only(table: np.ndarray) -> np.ndarray:
+    table.setflags(write=False)
+    return table
 
 
 def level(schedule: NoiseSchedule, t: int) -> Level:
-    """The noise level at timestep t, -1 being the end of sampling."""
-    alpha_cumprod = alpha_cumprod_at(schedule, t)
-    return Level(math.sqrt(alpha_cumprod), math.sqrt(1 - alpha_cumprod))
+    """The noise level at timestep t; -1 is the end of sampling: a clean image, or timestep 0's level where
+    `final_alpha` is "first"."""
+    if not END <= t < schedule.num_train_timesteps:
+        raise SpecError(f"timestep {t} is outside the schedule's -1..{schedule.num_train_timesteps - 1}.")
+    if t == END and schedule.final_alpha == "one":
+        return Level(1.0, 0.0)
+    alpha, sigma = level_table(schedule)[:, max(t, 0)]
+    return Level(float(alpha), float(sigma))
+
+
+def ends_in_noise(schedule: NoiseSchedule) -> bool:
+    """Whether the last timestep is pure noise: zero terminal SNR, or a flow."""
+    return level(schedule, schedule.num_train_timesteps - 1).alpha == 0
 
 
 def _leading(count: int, steps: int, offset: int) -> list[int]:
@@ -123,6 +157,12 @@ SPACINGS: dict[str, Callable[[int, int, int], list[int]]] = {
 }
 
 
+@lru_cache(maxsize=4096)
+def _timesteps(spaced: Callable[[int, int, int], list[int]], count: int, steps: int, offset: int) -> tuple[int, ...]:
+    """A large study asks for the same few hundred trajectories in each of its cells."""
+    return tuple(spaced(count, steps, offset))
+
+
 def timestep_pairs(schedule: NoiseSchedule, steps: int, spacing: str, steps_offset: int = 1) -> list[tuple[int, int]]:
     """A trajectory as pairs (t, s): a step from timestep t to s < t; each s is the next pair's t, and the last s is -1.
 
@@ -136,7 +176,7 @@ def timestep_pairs(schedule: NoiseSchedule, steps: int, spacing: str, steps_offs
     timesteps_of = lookup(SPACINGS, spacing, "spacing")
     if not 1 <= steps <= count:
         raise SpecError(f"steps: {steps} is outside 1..{count}, the schedule's num_train_timesteps.")
-    timesteps = timesteps_of(count, steps, steps_offset)
+    timesteps = _timesteps(timesteps_of, count, steps, steps_offset)
     if timesteps[0] >= count:
         raise SpecError(f"steps_offset {steps_offset} at {steps} steps starts at timestep {timesteps[0]} of {count}.")
     return list(zip(timesteps, [*timesteps[1:], END], strict=True))

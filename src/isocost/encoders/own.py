@@ -19,6 +19,7 @@ import numpy as np
 from isocost import runlog
 from isocost.data.images import open_images, square_images
 from isocost.encoders.autoencoder import load_autoencoder, psnr
+from isocost.encoders.sources import open_source
 from isocost.encoders.text import load_clip
 from isocost.encoders.train import AutoencoderSettings, ClipSettings, train_autoencoder, train_clip
 from isocost.errors import SpecError, lookup
@@ -39,6 +40,14 @@ def _autoencoder_settings(asked: EncoderTraining) -> AutoencoderSettings:
         batch=min(asked.batch, 32),
     )
     return replace(settings, statistics_images=min(settings.statistics_images, settings.images))
+
+
+def latent_shape(source: DataSource) -> tuple[int, int, int]:
+    """(C, h, w) of the latents that a source's own autoencoder will make."""
+    assert source.encoder_training is not None
+    settings = _autoencoder_settings(source.encoder_training)
+    side = source.resolution // 2 ** (len(settings.channels) - 1)
+    return settings.latent_channels, side, side
 
 
 def _conditioning_settings(asked: EncoderTraining) -> ClipSettings:
@@ -76,14 +85,14 @@ def train_own(kind: str, source: DataSource, folder: Path) -> Path:
     Raises `SpecError` for a source without `encoder_training`, or of scenes, whose encoders ship; `TrainingError` where
     another process trains the same encoder.
     """
-    if _is_trained(folder):
+    if is_trained(folder):
         return folder
     if source.encoder_training is None or source.kind != "images":
         raise SpecError("encoders 'own' need data.kind 'images' and data.encoder_training.")
     work = _workplace(folder)
     work.mkdir(parents=True, exist_ok=True)
     with only_trainer(work):
-        if not _is_trained(folder):  # another process may just have finished it
+        if not is_trained(folder):  # another process may just have finished it
             made = work / "made"
             metrics = _train(kind, source, source.encoder_training, made, work)
             (made / METRICS).write_text(json.dumps(metrics, indent=1))
@@ -104,7 +113,8 @@ def images_to_see(kind: str, asked: EncoderTraining) -> int:
     return settings.steps * settings.batch
 
 
-def _is_trained(folder: Path) -> bool:
+def is_trained(folder: Path) -> bool:
+    """Whether an encoder stands in `folder`."""
     return (folder / METRICS).is_file()
 
 
@@ -156,8 +166,9 @@ class _Augmented:
 
     @classmethod
     def of(cls, source: DataSource, seed: int) -> _Augmented:
-        images = open_images(source.train)
-        return cls(square_images(images, range(len(images)), source.resolution), tuple(images.captions), seed)
+        found = open_source(source.model_copy(update={"images": None}))
+        everything = range(found.count)
+        return cls(found.images(everything), tuple(found.captions(everything)), seed)
 
     @property
     def count(self) -> int:

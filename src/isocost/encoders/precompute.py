@@ -1,21 +1,27 @@
 """Images and captions -> shards of latents and text embeddings, once, before any training: encoders never train along.
 
-What the shards hold is said in `isocost.encoders.latents`, which reads them.
+What the shards hold is said in `isocost.encoders.latents`, which reads them. Any number of processes may make them, on
+any machines that see the folder:
+
+FOLDER/latents-00000.safetensors    a shard, whole: its work is a function of its number, so anyone may do it again
+FOLDER/latents-00000.json           what the header will say of it; written after it, gone when the header stands
+FOLDER/filtered.safetensors         which images passed the filters, where there are any
+FOLDER/header.json                  written by whoever finds all shards done, last
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from isocost.data import scenes
-from isocost.data.images import open_images, square_images
-from isocost.encoders.latents import SCHEMA, LatentShards, open_shard, shard_header
+from isocost.data.images import open_images
+from isocost.encoders.latents import EACH_FILE, ONCE, LatentShards, open_shard, read_header, shard_header
+from isocost.encoders.sources import Source, open_source
 from isocost.errors import DataError, SpecError
 from isocost.files import atomic_write, file_digest
 from isocost.specs import DataSource, digest_of
@@ -24,6 +30,7 @@ IMAGES_PER_SHARD = 4096
 CAPTIONS_PER_CALL = 256
 PIXELS_PER_CALL = 2**18  # of one call of the autoencoder: 256 images at 32 px, 1 at 512 px
 UNIT_STD = (0.5, 2.0)
+Progress = Callable[[int, int], None]
 
 
 class ImageEncoder(Protocol):
@@ -38,49 +45,6 @@ class CaptionEncoder(Protocol):
     def encode(self, captions: list[str]) -> Any: ...
 
 
-# ---------------------------------------------------------------------------------------------------------- sources
-
-
-class _Scenes:
-    """The procedural images of a source, drawn in batches. Held-out ones are drawn from a seed of their own."""
-
-    def __init__(self, source: DataSource, split: str):
-        if split != "train":
-            raise SpecError(f"scenes are endless and have no split '{split}': draw held-out ones from another seed.")
-        self._source = source
-        self.resolution = source.resolution
-        self.count = source.images or 0
-        self.digest = digest_of([source.seed, source.scenes.canonical(), self.count])
-
-    def captions(self) -> list[str]:
-        described = scenes.describe_all(self._source.seed, range(self.count), self._source.scenes)
-        return [caption for caption, _ in described]
-
-    def images(self, indices: range) -> np.ndarray:
-        return scenes.draw(self._source.seed, indices, self._source.resolution, self._source.scenes)
-
-
-class _Files:
-    """The captioned images of a source's folders or tars, cut and resized to squares."""
-
-    def __init__(self, source: DataSource, split: str):
-        paths = {"train": source.train, "val": source.val}.get(split)
-        if not paths:
-            raise SpecError(f"data.{split} names no folder or shard of captioned images.")
-        self._images = open_images(paths)
-        self.resolution = source.resolution
-        self.count = len(self._images) if source.images is None or split != "train" else source.images
-        if self.count > len(self._images):
-            raise DataError(f"{paths[0]}: {self.count} images are asked for, but there are {len(self._images)}")
-        self.digest = digest_of([self._images.digest, self.count])
-
-    def captions(self) -> list[str]:
-        return [self._images.caption(index) for index in range(self.count)]
-
-    def images(self, indices: range) -> np.ndarray:
-        return square_images(self._images, indices, self.resolution)
-
-
 # ---------------------------------------------------------------------------------------------------------- encoding
 
 
@@ -90,7 +54,7 @@ def precompute(
     text_encoder: CaptionEncoder,
     folder: str | Path,
     split: str = "train",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     check_scale: bool = True,
 ) -> LatentShards:
     """Encode a source's images and distinct captions into `folder`; what is done already is kept.
@@ -101,16 +65,18 @@ def precompute(
     every channel (a forgotten scaling factor; `check_scale=False` accepts them), and a folder that holds other data.
     """
     work = _Work(source, autoencoder, text_encoder, Path(folder), split)
-    if work.finished:
-        return _opened_for(work.folder, work.plan)
-    work.encode(work.shards, progress, check_scale)
-    moments = _Moments()
-    for shard in work.shards:
-        moments.add(open_shard(shard.path)["latents"])
-    if check_scale:
-        moments.check_unit(work.folder)
-    _write_header(work, moments)
-    return LatentShards(work.folder)
+    if not work.finished:
+        work.encode(work.shards, progress, check_scale)
+        work.finish(check_scale)
+    return _opened_for(work.folder, work.header)
+
+
+class Share(NamedTuple):
+    """What `encode_share` came to: shards done and in all, by anyone, and whether the set is finished."""
+
+    done: int
+    shards: int
+    finished: bool
 
 
 def encode_share(
@@ -121,21 +87,102 @@ def encode_share(
     share: int,
     shares: int,
     split: str = "train",
+    progress: Progress | None = None,
     check_scale: bool = True,
-) -> None:
-    """Write every `shares`-th shard from number `share` on, and no header: several processes, each with a share of its
-    own, encode a set together, and `precompute` then finds their shards and finishes it."""
+) -> Share:
+    """Write every `shares`-th shard from number `share` on, and the header if then all shards are there.
+
+    Several processes, each with a share of its own, encode a set together, in any order and without waiting for each
+    other; one that died is run again, and how many shares there are may change between runs. Raises as `precompute`;
+    `SpecError` for a share that is none.
+    """
+    if not 0 <= share < shares:
+        raise SpecError(f"share {share}/{shares}: {shares} shares are numbered 0 to {shares - 1}.")
     work = _Work(source, autoencoder, text_encoder, Path(folder), split)
     if not work.finished:
-        work.encode(work.shards[share::shares], None, check_scale)
+        work.encode(work.shards[share::shares], progress, check_scale)
+        done = sum(_is_shard_of(shard.path, work.plan) for shard in work.shards)
+        if done < len(work.shards):
+            return Share(done, len(work.shards), False)
+        work.finish(check_scale)
+    _opened_for(work.folder, work.header)
+    return Share(len(work.shards), len(work.shards), True)
+
+
+def refuse_changed(
+    source: DataSource, autoencoder: ImageEncoder, text_encoder: CaptionEncoder, folders: Iterable[Path]
+) -> None:
+    """Raise `DataError` where one of `folders` was encoded from this very source before its files changed.
+
+    What a study is does not depend on paths, so that without this, files that were cut short or replaced between two
+    runs would quietly be another data set.
+    """
+    now = {
+        "source_spec": source.model_dump(mode="json"),
+        "autoencoder": autoencoder.digest,
+        "text_encoder": text_encoder.digest,
+    }
+    for folder in folders:
+        before = read_header(folder) if (folder / "header.json").is_file() else {}
+        same = all(before.get(name) == value for name, value in now.items())
+        if (
+            same
+            and before.get("sources")
+            and (changed := _changed(before["sources"], open_images(source.train).sources))
+        ):
+            raise DataError(
+                f"{changed}: bring the old files back; if the change is meant, take another store, or delete {folder}"
+            )
+
+
+def described(
+    source: DataSource, autoencoder: ImageEncoder, text_encoder: CaptionEncoder, images: Source, split: str
+) -> dict[str, Any]:
+    """What is known of encoded data before anything is encoded: the first fields of a header."""
+    return {
+        "schema": EACH_FILE if source.embeddings == "each_file" else ONCE,
+        "source": images.digest,
+        "resolution": source.resolution,
+        "autoencoder": autoencoder.digest,
+        "text_encoder": text_encoder.digest,
+        "images": images.count,
+        "per_shard": IMAGES_PER_SHARD,
+        "split": split,
+        "source_spec": source.model_dump(mode="json"),
+        "sources": images.sources,
+        "filters": images.report,
+    }
+
+
+PLAN = ("schema", "source", "resolution", "autoencoder", "text_encoder", "images", "per_shard")
+"""The fields of a header that shards are a function of."""
+
+
+def _changed(before: Sequence[dict[str, Any]], now: Sequence[dict[str, Any]]) -> str:
+    """The first source that is not what it was, in words; "" where all are."""
+    there = {source["place"]: source for source in now}
+    for old in before:
+        new = there.get(old["place"])
+        if new is None:
+            return f"{old['place']}: this shard was read when the data were encoded, and is not there now"
+        if new["sha256"] != old["sha256"]:
+            return (
+                f"{old['place']}: changed since it was encoded: {new['samples']} samples, were {old['samples']}; "
+                f"sha256 {new['sha256'][:12]}, was {old['sha256'][:12]}"
+            )
+    added = [place for place in there if place not in {old["place"] for old in before}]
+    return f"{added[0]}: was not there when the data were encoded" if added else ""
 
 
 class _Shard(NamedTuple):
-    """A shard to be: where, which images, and which of the distinct captions it is the first to use."""
+    """A shard to be: where, and which images."""
 
     path: Path
     images: range
-    contexts: range
+
+    @property
+    def note(self) -> Path:
+        return self.path.with_suffix(".json")
 
 
 class _Work:
@@ -150,57 +197,109 @@ class _Work:
         split: str,
     ):
         folder.mkdir(parents=True, exist_ok=True)
-        self.source, self.split, self.folder = source, split, folder
+        self.folder = folder
         self.autoencoder, self.text_encoder = autoencoder, text_encoder
-        self.images = _Scenes(source, split) if source.kind == "scenes" else _Files(source, split)
-        self.plan = {
-            "schema": SCHEMA,
-            "source": self.images.digest,
-            "resolution": source.resolution,
-            "autoencoder": autoencoder.digest,
-            "text_encoder": text_encoder.digest,
-            "images": self.images.count,
-            "per_shard": IMAGES_PER_SHARD,
-        }
+        self.images = open_source(source, split, folder)
+        self.header = described(source, autoencoder, text_encoder, self.images, split)
+        self.plan = {name: self.header[name] for name in PLAN}
+        starts = range(0, self.images.count, IMAGES_PER_SHARD)
+        self.shards = [
+            _Shard(folder / f"latents-{number:05d}.safetensors", range(start, min(start + starts.step, starts.stop)))
+            for number, start in enumerate(starts)
+        ]
 
     @property
     def finished(self) -> bool:
         return (self.folder / "header.json").exists()
 
     @cached_property
-    def captions(self) -> tuple[list[str], np.ndarray]:
-        """Distinct captions, and int64 [N]: which one each image has."""
-        return _number_captions(self.images.captions())
+    def _all_captions(self) -> tuple[list[str], np.ndarray, np.ndarray]:
+        """Distinct captions of the set; int64 [N]: which one each image has, and how many there were before it."""
+        distinct, caption_of = _number_captions(self.images.captions(range(self.images.count)))
+        met = np.maximum.accumulate(caption_of) + 1
+        return distinct, caption_of, np.concatenate([[0], met])
 
-    @cached_property
-    def shards(self) -> list[_Shard]:
-        shards, contexts_done = [], 0
-        for number, start in enumerate(range(0, self.images.count, IMAGES_PER_SHARD)):
-            images = range(start, min(start + IMAGES_PER_SHARD, self.images.count))
-            contexts_end = max(contexts_done, int(self._captions_of(images).max()) + 1)
-            path = self.folder / f"latents-{number:05d}.safetensors"
-            shards.append(_Shard(path, images, range(contexts_done, contexts_end)))
-            contexts_done = contexts_end
-        return shards
+    def captions_of(self, shard: _Shard) -> tuple[list[str], np.ndarray]:
+        """The captions whose embeddings a shard holds, and int64 [n]: the number of each of its images' caption."""
+        if self.header["schema"] == EACH_FILE:
+            return _number_captions(self.images.captions(shard.images))
+        distinct, caption_of, met = self._all_captions
+        first, end = shard.images.start, shard.images.stop
+        return distinct[met[first] : met[end]], caption_of[first:end]
 
-    def _captions_of(self, images: range) -> np.ndarray:
-        return self.captions[1][images.start : images.stop]
-
-    def encode(self, shards: Sequence[_Shard], progress: Callable[[int, int], None] | None, check_scale: bool) -> None:
+    def encode(self, shards: Sequence[_Shard], progress: Progress | None, check_scale: bool) -> None:
         """Write those of `shards` that are not there."""
-        distinct = self.captions[0]
-        for shard in shards:
+        for place, shard in enumerate(shards):
             if not _is_shard_of(shard.path, self.plan):
-                latents = _encode_images(self.images, self.autoencoder, shard.images, progress, self.images.count)
-                captions = distinct[shard.contexts.start : shard.contexts.stop]
-                contexts = _encode_captions(self.text_encoder, captions)
+                self.images.prefetch([number for ahead in shards[place : place + 2] for number in self._read_by(ahead)])
+                captions, caption_of = self.captions_of(shard)
+                latents = encode_images(self.images, self.autoencoder, shard.images, progress)
                 if check_scale and shard is shards[0]:  # at once, not after hours
-                    moments = _Moments()
-                    moments.add(latents)
-                    moments.check_unit(self.folder)
-                _write(shard.path, latents, self._captions_of(shard.images), contexts, self.plan)
+                    Moments.of(latents).check_unit(self.folder)
+                shard.note.unlink(missing_ok=True)
+                _write(shard.path, latents, caption_of, encode_captions(self.text_encoder, captions), self.plan)
+                self._note(shard, captions)
             elif progress:
                 progress(shard.images.stop, self.images.count)
+
+    def _read_by(self, shard: _Shard) -> range:
+        """The source's shards, by number, that hold a shard's images."""
+        ends = np.cumsum(self.images.shards)
+        first, last = np.searchsorted(ends, [shard.images.start, shard.images.stop - 1], side="right").tolist()
+        return range(first, last + 1)
+
+    def _note(self, shard: _Shard, captions: Sequence[str]) -> dict[str, Any]:
+        """Leave beside a shard what its header will say of it, so that nobody has to read it again for that."""
+        note = {
+            "plan": digest_of(self.plan),
+            "shard": {
+                "file": shard.path.name,
+                "images": len(shard.images),
+                "contexts": len(captions),
+                "bytes": shard.path.stat().st_size,
+                "sha256": file_digest(shard.path),
+            },
+            "moments": Moments.of(open_shard(shard.path)["latents"]).as_lists(),
+            "captions": list(captions),
+        }
+        with atomic_write(shard.note) as file:
+            file.write(json.dumps(note, ensure_ascii=False).encode())
+        return note
+
+    def _noted(self, shard: _Shard) -> dict[str, Any]:
+        """What was left beside a shard; made again where it is not there, as when a process died before it wrote it."""
+        try:
+            note = json.loads(shard.note.read_bytes())
+            if note["plan"] == digest_of(self.plan) and note["shard"]["bytes"] == shard.path.stat().st_size:
+                return note
+        except (OSError, ValueError, KeyError):
+            pass  # the shard itself says it all
+        return self._note(shard, self.captions_of(shard)[0])
+
+    def finish(self, check_scale: bool) -> None:
+        """Write the header of a set whose shards are all there. Two that do so at once write the same."""
+        notes = [self._noted(shard) for shard in self.shards]
+        moments = Moments.together([Moments.from_lists(note["moments"]) for note in notes])
+        if check_scale:
+            moments.check_unit(self.folder)
+        captions = [caption for note in notes for caption in note["captions"]]
+        with atomic_write(self.folder / "captions.jsonl") as file:
+            file.writelines((json.dumps(caption, ensure_ascii=False) + "\n").encode() for caption in captions)
+        first = open_shard(self.shards[0].path)
+        header = {
+            **self.header,
+            "latent_shape": list(first["latents"].shape[1:]),
+            "context_shape": list(first["contexts"].shape[1:]),
+            "captions": len(captions),
+            "mean": moments.mean.tolist(),
+            "std": moments.std.tolist(),
+            "shards": [note["shard"] for note in notes],
+            "digest": digest_of([self.plan, [note["shard"]["sha256"] for note in notes]]),
+        }
+        with atomic_write(self.folder / "header.json") as file:
+            file.write(json.dumps(header, indent=1).encode())
+        for shard in self.shards:
+            shard.note.unlink(missing_ok=True)
 
 
 def _number_captions(captions: Sequence[str]) -> tuple[list[str], np.ndarray]:
@@ -210,32 +309,32 @@ def _number_captions(captions: Sequence[str]) -> tuple[list[str], np.ndarray]:
     return list(numbers), caption_of
 
 
-def _encode_images(
-    source: _Scenes | _Files, autoencoder: ImageEncoder, indices: range, progress: Any, total: int
+def encode_images(
+    source: Source, autoencoder: ImageEncoder, indices: Sequence[int], progress: Progress | None = None
 ) -> np.ndarray:
-    """fp16 [n,C,h,w]."""
+    """fp16 [n,C,h,w] of images `indices`, at least one."""
     batches: list[np.ndarray] = []
     per_call = max(1, PIXELS_PER_CALL // source.resolution**2)
     for start in range(0, len(indices), per_call):
         batch = indices[start : start + per_call]
-        batches.append(_half(autoencoder.encode(source.images(batch)), f"latents of images {batch[0]} to {batch[-1]}"))
+        batches.append(half(autoencoder.encode(source.images(batch)), f"latents of images {batch[0]} to {batch[-1]}"))
         if progress:
-            progress(batch[-1] + 1, total)
+            progress(batch[-1] + 1, source.count)
     return np.concatenate(batches)
 
 
-def _encode_captions(text_encoder: CaptionEncoder, captions: Sequence[str]) -> np.ndarray:
+def encode_captions(text_encoder: CaptionEncoder, captions: Sequence[str]) -> np.ndarray:
     """fp16 [u,L,D]; u may be 0. The shape comes from one call even where there is nothing to encode."""
     if not captions:
-        return _half(text_encoder.encode([""]), "the empty caption")[:0]
+        return half(text_encoder.encode([""]), "the empty caption")[:0]
     batches = []
     for start in range(0, len(captions), CAPTIONS_PER_CALL):
         batch = list(captions[start : start + CAPTIONS_PER_CALL])
-        batches.append(_half(text_encoder.encode(batch), f"embeddings of captions from '{batch[0]}'"))
+        batches.append(half(text_encoder.encode(batch), f"embeddings of captions from '{batch[0]}'"))
     return np.concatenate(batches)
 
 
-def _half(values: Any, what: str) -> np.ndarray:
+def half(values: Any, what: str) -> np.ndarray:
     """To fp16, refusing what fp16 cannot hold."""
     with np.errstate(over="ignore"):
         half = np.asarray(values, dtype=np.float32).astype(np.float16)
@@ -244,27 +343,42 @@ def _half(values: Any, what: str) -> np.ndarray:
     return half
 
 
-class _Moments:
-    """Mean and standard deviation of latents by channel, merged shard by shard in float64 (Chan et al., 1979)."""
+class Moments(NamedTuple):
+    """Count of values by channel, their mean, and the sum of squared differences from it, all float64."""
 
-    def __init__(self) -> None:
-        self.count = 0
-        self.mean: np.ndarray = np.zeros(1)
-        self._squares: np.ndarray = np.zeros(1)
+    count: int
+    mean: np.ndarray
+    squares: np.ndarray
 
-    def add(self, latents: np.ndarray) -> None:
+    @classmethod
+    def of(cls, latents: np.ndarray) -> Moments:
+        """Of latents [N,C,h,w], by channel."""
         values = latents.astype(np.float64)
-        count = values.size // values.shape[1]
         mean = values.mean(axis=(0, 2, 3))
         squares = ((values - mean[:, None, None]) ** 2).sum(axis=(0, 2, 3))
-        gap, both = mean - self.mean, self.count + count
-        self._squares = self._squares + squares + gap**2 * (self.count * count / both)
-        self.mean = self.mean + gap * (count / both)
-        self.count = both
+        return cls(values.size // values.shape[1], mean, squares)
+
+    @classmethod
+    def together(cls, parts: Sequence[Moments]) -> Moments:
+        """Of all parts, merged one after the other (Chan et al., 1979)."""
+        count, mean, squares = 0, np.zeros(1), np.zeros(1)
+        for part in parts:
+            gap, both = part.mean - mean, count + part.count
+            squares = squares + part.squares + gap**2 * (count * part.count / both)
+            mean = mean + gap * (part.count / both)
+            count = both
+        return cls(count, mean, squares)
+
+    def as_lists(self) -> list[Any]:
+        return [self.count, self.mean.tolist(), self.squares.tolist()]
+
+    @classmethod
+    def from_lists(cls, lists: list[Any]) -> Moments:
+        return cls(lists[0], np.array(lists[1]), np.array(lists[2]))
 
     @property
     def std(self) -> np.ndarray:
-        return np.sqrt(self._squares / self.count)
+        return np.sqrt(self.squares / self.count)
 
     def check_unit(self, folder: Path) -> None:
         low, high = UNIT_STD
@@ -290,37 +404,6 @@ def _write(path: Path, latents: np.ndarray, captions: np.ndarray, contexts: np.n
         file.write(save(tensors, metadata={"plan": digest_of(plan)}))
 
 
-def _write_header(work: _Work, moments: _Moments) -> None:
-    shards = [
-        {
-            "file": shard.path.name,
-            "images": len(shard.images),
-            "contexts": len(shard.contexts),
-            "sha256": file_digest(shard.path),
-        }
-        for shard in work.shards
-    ]
-    distinct = work.captions[0]
-    captions = "".join(json.dumps(caption, ensure_ascii=False) + "\n" for caption in distinct).encode()
-    with atomic_write(work.folder / "captions.jsonl") as file:
-        file.write(captions)
-    first = open_shard(work.shards[0].path)
-    header = {
-        **work.plan,
-        "split": work.split,
-        "source_spec": work.source.model_dump(mode="json"),
-        "latent_shape": list(first["latents"].shape[1:]),
-        "context_shape": list(first["contexts"].shape[1:]),
-        "captions": len(distinct),
-        "mean": moments.mean.tolist(),
-        "std": moments.std.tolist(),
-        "shards": shards,
-        "digest": digest_of([work.plan, [shard["sha256"] for shard in shards]]),
-    }
-    with atomic_write(work.folder / "header.json") as file:
-        file.write(json.dumps(header, indent=1).encode())
-
-
 def _is_shard_of(path: Path, plan: dict[str, Any]) -> bool:
     """Whether a whole shard of this very plan lies at `path`; one of another plan is written anew."""
     if not path.exists():
@@ -331,9 +414,13 @@ def _is_shard_of(path: Path, plan: dict[str, Any]) -> bool:
         return False
 
 
-def _opened_for(folder: Path, plan: dict[str, Any]) -> LatentShards:
+def _opened_for(folder: Path, header: dict[str, Any]) -> LatentShards:
     data = LatentShards(folder)
-    different = [name for name, value in plan.items() if data.header.get(name) != value]
+    different = [name for name in PLAN if data.header.get(name) != header[name]]
     if different:
-        raise DataError(f"{folder}: holds other data ({', '.join(different)} differ): give another folder, or move it")
+        changed = _changed(data.header.get("sources") or (), header["sources"]) if "source" in different else ""
+        raise DataError(
+            f"{folder}: holds other data ({', '.join(different)} differ): give another folder, or move it"
+            + (f". {changed}" if changed else "")
+        )
     return data

@@ -6,7 +6,7 @@ diffusers takes seconds to import, so it is imported when a module is built, not
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from isocost.errors import SpecError, lookup
@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     import torch
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
+    from isocost.models.dit import DiT
 
-def build(spec: ModelSpec, device: str | torch.device | None = None) -> UNet2DConditionModel:
-    """A freshly initialised UNet: (x [B,C,H,W], timestep [B], context [B,L,context_dim]) -> [B,C,H,W].
+
+def build(spec: ModelSpec, device: str | torch.device | None = None) -> UNet2DConditionModel | DiT:
+    """A freshly initialised network: (x [B,C,H,W], timestep [B], context [B,L,context_dim]) -> `.sample` [B,C,H,W].
 
     Initial weights follow from `torch.manual_seed`, whatever the device: they are drawn on the CPU and moved. On `meta`
     (by `device` or a `with torch.device("meta")` around the call) nothing is drawn or stored. `device` None: torch's
@@ -29,8 +31,8 @@ def build(spec: ModelSpec, device: str | torch.device | None = None) -> UNet2DCo
     family = lookup(FAMILIES, spec.family, "model family")
     target = torch.device(device) if device is not None else torch.get_default_device()
     with torch.device("meta" if target.type == "meta" else "cpu"):
-        unet: Any = family(spec)  # diffusers' `to` is typed wrongly
-    return unet.to(target)
+        network: Any = family(spec)  # diffusers' `to` is typed wrongly
+    return network if target.type in ("cpu", "meta") else network.to(target)
 
 
 def sd(spec: ModelSpec) -> UNet2DConditionModel:
@@ -54,7 +56,53 @@ def micro(spec: ModelSpec) -> UNet2DConditionModel:
     return _unet(spec, multiples=(1, 2, 4), attention=(False, True, True), layers=1, groups=groups, latent_size=8)
 
 
-FAMILIES: dict[str, Callable[[ModelSpec], UNet2DConditionModel]] = {"sd": sd, "micro": micro}
+def dit(spec: ModelSpec) -> DiT:
+    """A diffusion transformer of the PixArt class (arXiv 2310.00426) on patches of 2x2, for latents of 32x32 or 64x64.
+
+    Depth grows with width: 2 (c // 80) blocks, which are DiT-L's 24 at c = 1024, and the 28 of DiT-XL and PixArt at
+    1152. Latents of an even side.
+    """
+    _require_multiple(spec, math.lcm(128, spec.num_heads), f"{spec.num_heads} heads, and its depth follows from it")
+    return _dit(spec, depth=2 * (spec.width // 80), latent_size=32)
+
+
+def dit_micro(spec: ModelSpec) -> DiT:
+    """The same kind of transformer for latents of 8x8 to 16x16: a block for every 16 channels of its width."""
+    _require_multiple(spec, math.lcm(16, spec.num_heads), f"{spec.num_heads} heads and blocks of 16 channels")
+    return _dit(spec, depth=spec.width // 16, latent_size=8)
+
+
+FAMILIES: dict[str, Callable[[ModelSpec], UNet2DConditionModel | DiT]] = {
+    "sd": sd,
+    "micro": micro,
+    "dit": dit,
+    "dit-micro": dit_micro,
+}
+# A network's parts that are trained, sharded or recomputed as one: the outermost modules of these classes.
+BLOCKS = {"ResnetBlock2D", "Transformer2DModel", "BasicTransformerBlock"}
+
+
+# Layers next to the latent, of UNets and DiTs.
+OUTER = ("conv_in.", "conv_out.", "pos_embed.", "proj_out.")
+
+
+def blocks(network: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """A network's blocks, in order: residual blocks and transformers of a UNet, transformer blocks of a DiT."""
+    for child in network.children():
+        if type(child).__name__ in BLOCKS:
+            yield child
+        else:
+            yield from blocks(child)
+
+
+def is_matrix(name: str, weight: torch.Tensor) -> bool:
+    """Whether a parameter is a matrix or convolution; a DiT's tables of shifts are vectors that lie together."""
+    return weight.ndim >= 2 and name.endswith(".weight")
+
+
+def is_hidden_matrix(name: str, weight: torch.Tensor) -> bool:
+    """Whether it lies between hidden features: those that touch the latent do not."""
+    return is_matrix(name, weight) and not name.startswith(OUTER)
 
 
 def _unet(
@@ -74,6 +122,12 @@ def _unet(
         cross_attention_dim=spec.context_dim,
         attention_head_dim=spec.num_heads,  # diffusers' name is wrong: it is the number of heads (its issue 6873)
     )
+
+
+def _dit(spec: ModelSpec, depth: int, latent_size: int) -> DiT:
+    from isocost.models.dit import DiT
+
+    return DiT(spec, depth, latent_size)
 
 
 def _require_multiple(spec: ModelSpec, step: int, parts: str) -> None:

@@ -1,8 +1,8 @@
-"""Ladders: families of members that differ in width alone, and the paper's Table 1 to hold ours against."""
+"""Ladders: families of members that differ in width, and in what follows from it, and the paper's Table 1."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,28 +68,68 @@ def _ladder(
     reference: int,
     *,
     context_dim: int,
-    num_heads: int,
+    heads: Callable[[int], int],
     latent_size: int,
     context_length: int,
     table1: tuple[Table1Row, ...] | None = None,
 ) -> Ladder:
-    members = {c: ModelSpec(family=family, width=c, context_dim=context_dim, num_heads=num_heads) for c in widths}
+    members = {c: ModelSpec(family=family, width=c, context_dim=context_dim, num_heads=heads(c)) for c in widths}
     return Ladder(name, tuple(members.values()), latent_size, context_length, members[reference], table1)
 
 
+def _equal(heads: int) -> Callable[[int], int]:
+    """As many heads at every width: they widen with it, as in the paper."""
+    return lambda width: heads
+
+
+def _of_width(channels: int) -> Callable[[int], int]:
+    """Heads of one width, more of them with more channels, as in DiT."""
+    return lambda width: width // channels
+
+
 _SD_WIDTHS = tuple(row.width for row in TABLE1)
+_DIT_WIDTHS = (384, 512, 640, 768, 896, 1024, 1152, 1536, 2048)
 
 LADDERS: dict[str, Ladder] = {
     ladder.name: ladder
     for ladder in (
         # The paper's. A context of 1024 gives all eleven parameter counts of Table 1; SD 1.5's 768 does not.
         _ladder(
-            "sd", "sd", _SD_WIDTHS, 320, context_dim=1024, num_heads=8, latent_size=64, context_length=77, table1=TABLE1
+            "sd",
+            "sd",
+            _SD_WIDTHS,
+            320,
+            context_dim=1024,
+            heads=_equal(8),
+            latent_size=64,
+            context_length=77,
+            table1=TABLE1,
         ),
         # Stable Diffusion 1.5's own text encoder (CLIP ViT-L/14): its UNet, 859.5M parameters, is the member c320.
-        _ladder("sd-768", "sd", _SD_WIDTHS, 320, context_dim=768, num_heads=8, latent_size=64, context_length=77),
+        _ladder("sd-768", "sd", _SD_WIDTHS, 320, context_dim=768, heads=_equal(8), latent_size=64, context_length=77),
         _ladder(
-            "micro", "micro", (8, 16, 24, 32, 48, 64), 32, context_dim=64, num_heads=4, latent_size=8, context_length=32
+            "micro",
+            "micro",
+            (8, 16, 24, 32, 48, 64),
+            32,
+            context_dim=64,
+            heads=_equal(4),
+            latent_size=8,
+            context_length=32,
+        ),
+        # Heads 64 wide, at the latent and text of `sd`: FLOPs of the two can be held against each other.
+        _ladder(
+            "dit", "dit", _DIT_WIDTHS, 1152, context_dim=1024, heads=_of_width(64), latent_size=64, context_length=77
+        ),
+        _ladder(
+            "dit-micro",
+            "dit-micro",
+            (32, 48, 64, 96, 128, 192),
+            128,
+            context_dim=64,
+            heads=_of_width(16),
+            latent_size=8,
+            context_length=32,
         ),
     )
 }

@@ -8,10 +8,20 @@ from typing import Any
 
 from isocost.errors import SpecError, did_you_mean, lookup
 from isocost.recipes.emoji import emoji
-from isocost.recipes.scenes import quickstart, scenes
+from isocost.recipes.families import dit, flow
+from isocost.recipes.paper import paper
+from isocost.recipes.scenes import quickstart, samplers, scenes
 from isocost.specs import StudySpec
 
-RECIPES: dict[str, Callable[..., StudySpec]] = {"quickstart": quickstart, "scenes": scenes, "emoji": emoji}
+RECIPES: dict[str, Callable[..., StudySpec]] = {
+    "quickstart": quickstart,
+    "samplers": samplers,
+    "scenes": scenes,
+    "dit": dit,
+    "flow": flow,
+    "emoji": emoji,
+    "paper": paper,
+}
 
 
 def recipe(name: str, **arguments: Any) -> StudySpec:

@@ -12,9 +12,12 @@ from isocost.specs import (
     ModelSpec,
     Optimizer,
     SceneOptions,
+    Stitch,
     StudySpec,
     TrainSettings,
 )
+
+PAPER_GUIDANCE = (1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)
 
 
 def micro_members(*widths: int) -> tuple[ModelSpec, ...]:
@@ -53,6 +56,42 @@ def quickstart() -> StudySpec:
     )
 
 
+def samplers() -> StudySpec:
+    """Does the order of sizes hold under each sampler? Four members, three samplers, the paper's guidance: an hour.
+
+    The paper's Fig. 11: DPM-Solver++ 2M beside DDIM to 20 steps at all eight guidance rates, DDPM beside DDIM to 50 at
+    the four low ones, which are the best here; and c16 and c32 sharing trajectories, either first. 512 images a cell:
+    enough for adaptive search to be replayed over it.
+    """
+    images = 81_920
+    return StudySpec(
+        name="samplers",
+        data=DataSource(
+            kind="scenes",
+            resolution=32,
+            images=64_000,
+            scenes=SceneOptions(groups=1, count=2, textures=False),
+        ),
+        members=micro_members(8, 16, 24, 32),
+        train=TrainSettings(
+            images=images,
+            batch=128,
+            optimizer=Optimizer(kind="muon", lr=3e-3),
+            lr_schedule=LrSchedule(kind="cosine", warmup_images=1280),
+            caption_dropout=0.1,
+            ema=Ema(halflife_images=5_000),
+        ),
+        grid=Grid(samplers=("ddim", "dpmpp_2m"), steps=(1, 2, 4, 8, 14, 20), guidance=PAPER_GUIDANCE),
+        extra_grids=(
+            Grid(samplers=("ddim",), steps=(50,), guidance=PAPER_GUIDANCE[:4]),
+            Grid(samplers=("ddpm",), steps=(4, 8, 20, 50), guidance=PAPER_GUIDANCE[:4]),
+            Grid(steps=(2, 4, 8), guidance=PAPER_GUIDANCE[:2], stitch=Stitch(first="c16", then="c32")),
+            Grid(steps=(2, 4, 8), guidance=PAPER_GUIDANCE[:2], stitch=Stitch(first="c32", then="c16")),
+        ),
+        evaluation=Evaluation(images=512, references=10_240),
+    )
+
+
 def scenes() -> StudySpec:
     """Five members on two-group scenes at 32 px, every sampler, the paper's guidance rates and 1: some hours."""
     images = 256_000
@@ -72,7 +111,7 @@ def scenes() -> StudySpec:
         grid=Grid(
             samplers=("ddim", "ddpm", "dpmpp_2m"),
             steps=(1, 2, 3, 4, 6, 8, 10, 20, 50),
-            guidance=(1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0),
+            guidance=(1.0, *PAPER_GUIDANCE),
         ),
         curve=Grid(samplers=("ddim",), steps=(20,), guidance=(2.0,)),
         evaluation=Evaluation(images=1024, references=10_240),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
-from isocost.analysis.cells import Z95, Cells, affordable, cost_column, members_by_size
+from isocost.analysis.cells import CELL, Z95, Cells, affordable, cost_column, members_by_size, plain, with_plans
 from isocost.analysis.frames import DataFrame
 from isocost.analysis.frontier import Frontier, curves
 from isocost.analysis.words import COST_AXES, full_label, metric_name, number, sampler_name
@@ -21,6 +21,7 @@ def training_curve(table: DataFrame, metric: str) -> Chart | None:
 
     Nothing is chosen along this curve, so all prompts are used where the table has them.
     """
+    table = plain(table)
     rows = table[table["curve"].astype(bool) & (table["metric"] == metric) & np.isfinite(table["value"].astype(float))]
     rows = rows[np.isfinite(rows["train_gflops"].astype(float))]
     rows = rows[rows["split"] == ("all" if (rows["split"] == "all").any() else "report")]
@@ -35,8 +36,30 @@ def training_curve(table: DataFrame, metric: str) -> Chart | None:
     return Chart("Quality against training compute", "training GFLOPs", metric_name(metric), tuple(series))
 
 
+LOSS_POINTS = 60  # of a loss curve, evenly spaced in the logarithm of compute
+
+
+def loss_by_compute(losses: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Chart | None:
+    """Training loss against training compute, one curve a run: its name -> (GFLOPs so far, loss) of every step.
+
+    A point is the mean of the steps since the point before it, at their mean compute: losses of single steps are noise.
+    """
+    series = []
+    for slot, (name, (gflops, loss)) in enumerate(losses.items()):
+        if not len(gflops):
+            continue
+        edges = np.geomspace(gflops[0], gflops[-1] * (1 + 1e-9), LOSS_POINTS + 1)
+        steps = pd.DataFrame({"gflops": gflops, "loss": loss}).groupby(np.searchsorted(edges, gflops, side="right"))
+        means = steps.mean()
+        series.append(Series(name, means["gflops"].tolist(), means["loss"].tolist(), slot=slot))
+    if not series:
+        return None
+    return Chart("Training loss against training compute", "training GFLOPs", "loss", tuple(series), True, True)
+
+
 def steps_by_guidance(table: DataFrame, metric: str, member: str, sampler: str) -> Chart | None:
     """Fig 8 left: quality against steps at one size, one curve a guidance scale (report half; nothing is chosen)."""
+    table = plain(table).drop(columns="checkpoint", errors="ignore")
     rows = table[(table["metric"] == metric) & (table["member"] == member) & (table["sampler"] == sampler)]
     rows = rows[rows["images_seen"] == rows["images_seen"].max()]
     rows = rows[(rows["split"] == "report") & np.isfinite(rows["value"].astype(float))]
@@ -54,7 +77,7 @@ def steps_by_guidance(table: DataFrame, metric: str, member: str, sampler: str) 
 
 def guidance_map(cells: Cells, sampler: str) -> Map | None:
     """Fig 8 right: the best guidance scale over (size, steps), as chosen on the selection half."""
-    rows = cells.rows[cells.rows["sampler"] == sampler].drop_duplicates(["checkpoint", "steps"])
+    rows = cells.plain[cells.plain["sampler"] == sampler].drop_duplicates(["checkpoint", "steps"])
     if rows.empty:
         return None
     best = rows.pivot(index="checkpoint", columns="steps", values="guidance_scale")
@@ -64,9 +87,11 @@ def guidance_map(cells: Cells, sampler: str) -> Map | None:
     return Map(title, "steps", "size", steps, tuple(best.index), best.to_numpy(float))
 
 
-def cost_by_steps(cells: Cells, unit: str) -> Chart:
-    """Fig 9 left: sampling cost against steps, one curve a size (each cell at its best guidance)."""
-    rows = affordable(cells, unit)
+def cost_by_steps(cells: Cells, unit: str) -> Chart | None:
+    """Fig 9 left: sampling cost against steps, one curve a size (each plain cell at its best guidance)."""
+    rows = plain(affordable(cells, unit))
+    if rows.empty:
+        return None
     first = rows["sampler"].iloc[0]
     rows = rows[rows["sampler"] == first].drop_duplicates(["checkpoint", "steps"])
     series = tuple(
@@ -85,7 +110,8 @@ def quality_by_cost(cells: Cells, unit: str) -> Chart:
     series = []
     for (name, sampler), rows in found.items():
         text = [full_label(row) for row in rows.to_dict("records")]
-        curve = _series(name, rows["cost"], rows, names.index(name), samplers.index(sampler), text)
+        kind = "points" if (rows["stages"] != "").any() else "line"  # shares and steps lie on no one curve
+        curve = _series(name, rows["cost"], rows, names.index(name), samplers.index(sampler), text, kind)
         first = name not in {other.name for other in series}
         series.append(replace(curve, in_legend=first))
     key = ", ".join(f"{sampler} {DASHES[k % len(DASHES)][0]}" for k, sampler in enumerate(samplers))
@@ -121,6 +147,7 @@ def accuracy_bars(
     `baselines`: attribute ("overall" for all at once) -> {"chance": share, "ceiling": share}, the ceiling being what
     real images score after a pass through the autoencoder.
     """
+    table = with_plans(table)
     rows = table[table["metric"].str.fullmatch(r"accuracy(/.*)?") & (table["split"] == "report")]
     rows = rows[np.isfinite(rows["value"].astype(float))].assign(attribute=rows["metric"].map(attribute_name))
     if rows.empty:
@@ -129,19 +156,7 @@ def accuracy_bars(
     series = []
     for slot, cell in enumerate(best_cell_of_members(cells).to_dict("records")):
         same = np.logical_and.reduce(
-            [
-                (rows[name] == cell[name]) | (rows[name].isna() & pd.isna(cell[name]))
-                for name in (
-                    "member",
-                    "images_seen",
-                    "sampler",
-                    "eta",
-                    "variance",
-                    "spacing",
-                    "steps",
-                    "guidance_scale",
-                )
-            ]
+            [(rows[name] == cell[name]) | (rows[name].isna() & pd.isna(cell[name])) for name in CELL]
         )
         part = rows[same & rows["seed"].isin(cell["seeds"])]
         found = _seed_means(part.drop_duplicates(["seed", "metric"]), "attribute").set_index("attribute")

@@ -10,17 +10,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from isocost.analysis.cells import Cells, best_guidance
+from isocost.analysis.cells import PLAIN, Cells, best_guidance, members_by_size
 from isocost.analysis.words import full_label, guidance_name, number, sampler_name, steps_name
 from isocost.environment import environment
+from isocost.models.cost import training_flops
 from isocost.reporting.figures import attribute_name
 from isocost.reporting.page import report
 from isocost.reporting.paper import paper_figures
 from isocost.reporting.strips import Strip
+from isocost.runlog import read_log
 from isocost.study import run
+from isocost.study.adaptive import in_words
 from isocost.study.grid import Cell, columns
 from isocost.study.run import Trained
 from isocost.study.store import Store
+from isocost.training.state import Checkpoint
 
 PROMPTS_SHOWN = 8
 
@@ -49,7 +53,25 @@ def write(store: Store, folder: Path, metric: str | None = None) -> Path:
         environment=environment(),
         influence=store.influence,
         select_by=select_by,
+        losses=training_losses(trained),
+        search=in_words(found) if (found := store.search()) else None,
     )
+
+
+def training_losses(trained: Trained) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Member -> (training GFLOPs so far, loss) of every step of its log; of each seed, where there are several."""
+    finals = {
+        checkpoint.folder.parents[1]: checkpoint for checkpoint in trained.checkpoints if checkpoint.seed is not None
+    }
+    several = len({checkpoint.seed for checkpoint in finals.values()}) > 1
+    found = {}
+    for folder, checkpoint in finals.items():
+        spec, lines = Checkpoint.load(checkpoint.folder).spec, read_log(folder)
+        gflops = training_flops(spec.model, spec.data.latent_shape[1], spec.data.context_shape[0]) / 1e9
+        name = f"{checkpoint.name}, seed {checkpoint.seed}" if several else checkpoint.name
+        seen, loss = (np.array([line[key] for line in lines], float) for key in ("images_seen", "loss"))
+        found[name] = gflops * seen, loss
+    return found
 
 
 def read_baselines(store: Store) -> dict[str, dict[str, float]]:
@@ -60,15 +82,19 @@ def read_baselines(store: Store) -> dict[str, dict[str, float]]:
 
 
 def study_strips(trained: Trained, cells: Cells) -> dict[str, tuple[str, Strip]]:
-    """File name -> (title, strip): size by prompt (Fig. 1), guidance (Fig. 7) and equal cost (Fig. 10)."""
+    """File name -> (title, strip) of plain plans: size by prompt (Fig. 1), guidance (Fig. 7), equal cost (Fig. 10)."""
+    if cells.plain.empty:
+        return {}
     shown = Pictures(trained)
-    sampler = trained.study.grid.samplers[0]
-    rows = cells.rows[cells.rows["sampler"] == sampler]
+    first = trained.study.grid.samplers[0]
+    sampler = first if (cells.plain["sampler"] == first).any() else cells.plain["sampler"].iloc[0]
+    rows = cells.plain[cells.plain["sampler"] == sampler]
+    members = members_by_size(rows)
     strips = {"size": ("Every size at its most steps and best guidance (as Fig. 1)", by_size(shown, rows))}
     for place in dict.fromkeys((0, -1)):
-        member = cells.members[place]
+        member = members[place]
         strips[f"guidance-{member}"] = (f"Guidance, {member} (as Fig. 7)", by_guidance(shown, member, sampler))
-    equal = equal_cost(shown, rows, cells)
+    equal = equal_cost(shown, rows, members[-1])
     if equal is not None:
         strips["equal-cost"] = ("About equal paper cost (as Fig. 10)", equal)
     return strips
@@ -89,7 +115,19 @@ class Pictures:
         return run.strip(self.trained, cell, self.prompts, self.count)
 
     def rows(self, cells: Sequence[Cell], labels: Sequence[str], caption: str) -> Strip:
-        return Strip(np.stack([self.of(cell) for cell in cells]), self.captions, tuple(labels), caption)
+        return Strip(of_one_size([self.of(cell) for cell in cells]), self.captions, tuple(labels), caption)
+
+
+def of_one_size(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """uint8 [rows, count, H, W, 3] of rows [count, h, w, 3], each brought to the largest's size."""
+    from PIL import Image
+
+    height, width = max(row.shape[1:3] for row in rows)
+
+    def enlarged(image: np.ndarray) -> np.ndarray:
+        return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+
+    return np.stack([row if row.shape[1:3] == (height, width) else np.stack(list(map(enlarged, row))) for row in rows])
 
 
 def by_size(shown: Pictures, rows: pd.DataFrame) -> Strip:
@@ -102,7 +140,11 @@ def by_size(shown: Pictures, rows: pd.DataFrame) -> Strip:
 
 def by_guidance(shown: Pictures, member: str, sampler: str) -> Strip:
     """A row a guidance scale, one member at its most steps."""
-    cells = [c for c in shown.trained.cells if c.model.name == member and c.plan.sampler == sampler and not c.curve]
+    cells = [
+        cell
+        for cell in shown.trained.cells
+        if not cell.curve and (columns(cell) | PLAIN | {"member": member, "sampler": sampler}) == columns(cell)
+    ]
     steps = max(cell.plan.steps for cell in cells)
     chosen = sorted((c for c in cells if c.plan.steps == steps), key=lambda cell: cell.plan.guidance.scale)
     one_seed = [cell for cell in chosen if cell.seed == chosen[0].seed]
@@ -111,9 +153,9 @@ def by_guidance(shown: Pictures, member: str, sampler: str) -> Strip:
     return shown.rows(one_seed, labels, f"{what}; same prompts and noise in every row.")
 
 
-def equal_cost(shown: Pictures, rows: pd.DataFrame, cells: Cells) -> Strip | None:
+def equal_cost(shown: Pictures, rows: pd.DataFrame, largest_member: str) -> Strip | None:
     """Each member with the most steps within one budget: what the largest member pays for 2 steps or more."""
-    largest = rows[(rows["member"] == cells.members[-1]) & (rows["steps"] >= 2)]
+    largest = rows[(rows["member"] == largest_member) & (rows["steps"] >= 2)]
     if largest.empty:
         return None
     budget: Any = largest["paper_cost"].min()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,18 @@ from isocost.analysis.differences import Influence
 from isocost.analysis.frames import DataFrame, Series
 from isocost.analysis.frontier import Frontier, frontier
 from isocost.analysis.planner import Recommendation, plan_cells
-from isocost.analysis.words import UNITS, full_label, listed, metric_name, number, sampler_name, short_label, with_error
+from isocost.analysis.words import (
+    UNITS,
+    checkpoint_name,
+    full_label,
+    is_guided,
+    listed,
+    metric_name,
+    number,
+    sampler_name,
+    short_label,
+    with_error,
+)
 from isocost.reporting import figures
 from isocost.reporting.figures import known_units
 from isocost.reporting.interactive import plotly_json
@@ -30,7 +42,6 @@ UNIT_NOTES = {
     "paper": "Normalised forward FLOPs × steps, as in the paper: guidance's second evaluation, the text encoder and "
     "the decoder are left out.",
     "gflops": "Every network evaluation counted, guidance included, plus text encoder and decoder.",
-    "seconds": "Wall time measured on the machine named below, at its batch size.",
 }
 
 
@@ -89,6 +100,8 @@ def report(
     digests: Mapping[str, str] | None = None,
     filters: Mapping[str, Any] | None = None,
     select_by: str | None = None,
+    losses: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
+    search: str | None = None,
 ) -> Path:
     """Write `folder`/report.html and return its path.
 
@@ -96,7 +109,8 @@ def report(
     `select_by`: the table's own name of the metric that chooses guidance, where the study's could be several.
     `metric` (default: that one) judges cells; `budget` sets the answer on top (default: no limit).
     `strips`: title -> images. `accuracy_baselines`: attribute -> {"chance", "ceiling"}. `digests`: further identities
-    to show by name. Raises `SpecError` on a table with nothing to report.
+    to show by name. `losses`: as `figures.loss_by_compute` takes them. Raises `SpecError` on a table with nothing to
+    report.
     """
     fields = study.model_dump(mode="json") if isinstance(study, Spec) else dict(study)
     select_by = select_by or str((fields.get("evaluation") or {}).get("select_by", "fd"))
@@ -107,6 +121,8 @@ def report(
     answer = plan_cells(offers, budget, influence)
     accuracy = figures.accuracy_bars(table, best, accuracy_baselines)
     plots = _plots(table, best, [view.front for view in views], accuracy)
+    if loss := figures.loss_by_compute(losses or {}):
+        plots["loss"] = loss
     page = (
         _environment()
         .get_template("report.html.j2")
@@ -127,7 +143,7 @@ def report(
             spec=yaml.safe_dump(fields, sort_keys=False, allow_unicode=True, width=100),
             digests=({"study": study.digest} if isinstance(study, Spec) else {}) | dict(digests or {}),
             environment={str(key): _inline(value) for key, value in (environment or {}).items()},
-            notes=notes(table, best, views[0].front),
+            notes=[*([search] if search else []), *notes(table, best, views[0].front)],
             left_out=list(dict.fromkeys(best.left_out)),
             plotly=_plotly_source(),
             figures=_script_json({key: plotly_json(plot) for key, plot in plots.items()}),
@@ -143,7 +159,7 @@ def notes(table: DataFrame, cells: Cells, front: Frontier) -> list[str]:
     """What the table cannot settle, in sentences."""
     seeds = sorted({seed for found in cells.rows["seeds"] for seed in found})
     rows, found = cells.rows, []
-    several_sizes = rows["member"].nunique() > 1
+    several_sizes = len(cells.members) > 1
     if len(seeds) == 1 and several_sizes:
         found.append(
             "One training seed: differences between sizes may be seeds. The intervals hold for these checkpoints and "
@@ -151,10 +167,11 @@ def notes(table: DataFrame, cells: Cells, front: Frontier) -> list[str]:
         )
     elif len(seeds) > 1:
         found.append(f"{len(seeds)} training seeds: intervals add the spread between seeds to that of the images.")
-    if not several_sizes:
-        found.append(f"One size, {rows['member'].iloc[0]}: nothing is said about how quality scales with size.")
+    if len(cells.members) == 1:
+        found.append(f"One size, {cells.members[0]}: nothing is said about how quality scales with size.")
     if rows["guidances"].max() == 1:
         found.append("One guidance scale a cell: whether another would do better was not tested.")
+    found += _judges_that_chose(cells)
     if not rows["valid"].astype(bool).all():
         found.append(
             f"{int((~rows['valid'].astype(bool)).sum())} of {len(rows)} cells have too few images for "
@@ -180,8 +197,19 @@ def notes(table: DataFrame, cells: Cells, front: Frontier) -> list[str]:
             "compare it within this study only."
         )
     if "seconds_per_image" in table and table["seconds_per_image"].notna().any():
-        found.append("Seconds hold for one device, engine and batch size; another machine may order cells otherwise.")
+        found.append(f"Seconds are {table['seconds_as'].iloc[0]}. Another device, engine or batch may order otherwise.")
     return found
+
+
+def _judges_that_chose(cells: Cells) -> list[str]:
+    """A sentence where the metric's extractor is what best-of-n chose by."""
+    _, _, judge = cells.metric.rstrip("]").partition("[")
+    return [
+        f"Best-of-n keeps the image that {scorer} finds closest to its caption, and {metric_name(cells.metric)} is by "
+        f"{scorer} too: in those cells it is what was optimised, and says little of quality. Judge them by another."
+        for scorer in sorted(set(cells.rows["scorer"]) - {""})
+        if re.fullmatch(rf"{re.escape(scorer)}(-\d+)?", judge)
+    ]
 
 
 def _view(cells: Cells, unit: str, influence: Influence | None) -> UnitView:
@@ -194,10 +222,10 @@ def _frontier_row(point: Series, cells: Cells) -> dict[str, Any]:
     ties = cells.rows.loc[list(point["ties"])].to_dict("records")
     return {
         "cost": number(point["cost"]),
-        "member": point["checkpoint"],
+        "member": checkpoint_name(point.to_dict()),
         "sampler": sampler_name(point.to_dict()),
         "steps": str(int(point["steps"])),
-        "guidance": "none" if point["guidance_scale"] == 1 else number(point["guidance_scale"]),
+        "guidance": number(point["guidance_scale"]) if is_guided(point.to_dict()) else "none",
         "value": with_error(point["value"], (point["high"] - point["low"]) / 2),
         "ties": listed((short_label(tie) for tie in ties), 2) or "none",
         "valid": bool(point["valid"]),
@@ -220,7 +248,7 @@ def _facts(table: DataFrame, cells: Cells) -> list[tuple[str, str]]:
     """Label and value of the numbers that say how much was measured."""
     rows = cells.rows
     counts = [
-        ("size", rows["member"].nunique()),
+        ("size", len(cells.members)),
         ("sampler", rows["sampler"].nunique()),
         ("cell scored", table["sample_key"].nunique()),
         ("prompt a half", int(rows["n"].min())),
@@ -252,10 +280,16 @@ def _shown(view: UnitView) -> dict[str, Any]:
         "unit": view.unit,
         "name": UNIT_NAMES[view.unit],
         "heading": UNITS[view.unit],
-        "note": UNIT_NOTES[view.unit],
+        "note": _unit_note(view),
         "rows": view.rows,
         "crossovers": [found.sentence for found in view.crossovers],
     }
+
+
+def _unit_note(view: UnitView) -> str:
+    if view.unit == "seconds":
+        return f"Wall time, {view.front.cells.rows['seconds_as'].iloc[0]}."
+    return UNIT_NOTES[view.unit]
 
 
 def _accuracy_table(bars: Bars) -> dict[str, Any]:

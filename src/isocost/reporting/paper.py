@@ -13,6 +13,7 @@ import numpy as np
 from isocost.analysis.cells import Cells
 from isocost.analysis.frames import DataFrame
 from isocost.analysis.frontier import frontier
+from isocost.analysis.samplers import of_samplers
 from isocost.analysis.words import compact, number
 from isocost.reporting.figures import (
     accuracy_bars,
@@ -58,6 +59,8 @@ def paper_figures(
     for unit in known_units(cells):
         write(f"frontier-{unit}", [frontier_chart(frontier(cells, unit))])
         write(f"fig09-cost-{unit}", [cost_by_steps(cells, unit), quality_by_cost(cells, unit)])
+    for other in samplers[1:]:
+        write(f"fig11-{samplers[0]}-{other}", [quality_by_cost(of_samplers(cells, samplers[0], other), "paper")])
     write("accuracy", [accuracy_bars(table, cells, baselines)])
     for name, (title, strip) in (strips or {}).items():
         written.extend(save(strip_figure(title, strip), folder, f"strip-{name}", ("png",)))

@@ -38,25 +38,33 @@ def threads(count: int) -> Iterator[None]:
 def prepare(unet: nn.Module, engine: EngineSpec) -> Network | BindingNetwork:
     """`unet` on the engine's device and dtype (compiled where the engine says so), as a network of fp32 tensors.
 
-    A lean engine takes the UNet's weights over: use the module for nothing else.
+    A lean engine takes a UNet's weights over: use the module for nothing else. Other networks run their own forward
+    pass.
 
     Raises:
         SpecError: the engine's device is not there, or a lean engine does not know a part of the UNet.
     """
-    if engine.device == "cuda" and not torch.cuda.is_available():
-        raise SpecError("engine.device is 'cuda' but torch sees no GPU: set engine.device to 'cpu'.")
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    require_device(engine)
     unet = unet.to(engine.device).eval().requires_grad_(False)
-    if engine.network == "lean":
+    if engine.network == "lean" and isinstance(unet, UNet2DConditionModel):
         return LeanNetwork(unet, engine)
     dtype = DTYPES[engine.dtype]
     if dtype != torch.float32:
-        unet = unet.to(dtype=dtype)
+        nn.Module.to(unet, dtype)  # diffusers' own `to` warns of parts to be kept in fp32, even where there are none
     run = from_unet(_compiled(unet) if engine.compiled else unet)  # pyright: ignore[reportArgumentType]
 
     def network(x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
         return run(x.to(dtype), timestep, context.to(dtype)).float()
 
     return network
+
+
+def require_device(engine: EngineSpec) -> None:
+    """Raise `SpecError` where the engine's device is not there."""
+    if engine.device == "cuda" and not torch.cuda.is_available():
+        raise SpecError("engine.device is 'cuda' but torch sees no GPU: set engine.device to 'cpu'.")
 
 
 def _compiled(module: nn.Module) -> nn.Module:
@@ -77,7 +85,7 @@ class LeanNetwork:
     """
 
     def __init__(self, unet: nn.Module, engine: EngineSpec) -> None:
-        self.unet = LeanUNet(unet.to(dtype=DTYPES[engine.dtype]))  # pyright: ignore[reportArgumentType]
+        self.unet = LeanUNet(nn.Module.to(unet, DTYPES[engine.dtype]))  # pyright: ignore[reportArgumentType]
         if not computes_in(engine):
             self.unet.float()
         self.dtype = next(self.unet.parameters()).dtype

@@ -30,6 +30,7 @@ from isocost.specs import (
     SamplingPlan,
     Spacing,
     Stage,
+    digest_of,
 )
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class DiffusersFolder:
     """A pipeline's folder, of which the configs were read. Weights are read when they are asked for.
 
     spacing, steps_offset: how the folder's scheduler walks the timesteps; a plan may choose others. latent_shape:
-    (C, h, w) at the resolution of its training.
+    (C, h, w) at the resolution of its training. width: channels of the UNet's first level.
     """
 
     path: Path
@@ -62,6 +63,7 @@ class DiffusersFolder:
     spacing: Spacing
     steps_offset: int
     latent_shape: tuple[int, int, int]
+    width: int
 
     @property
     def autoencoder(self) -> str:
@@ -85,9 +87,15 @@ class DiffusersFolder:
 
     @cached_property
     def ref(self) -> CheckpointRef:
-        """The checkpoint by content: of its UNet's config and weights. How many images it saw is not known: 0."""
-        unet: Any = self.unet()
-        return CheckpointRef(content_digest=content_digest(unet.config, unet), images_seen=0)
+        """The checkpoint by content: of its UNet, autoencoder and text encoder, as images hang on all three. How many
+        images it saw is not known: 0."""
+        return self.ref_with(self.unet())
+
+    def ref_with(self, unet: UNet2DConditionModel) -> CheckpointRef:
+        """`ref`, with its UNet read already."""
+        config: Any = unet.config
+        parts = [content_digest(config, unet), self.traits.autoencoder, self.traits.text_encoder]
+        return CheckpointRef(content_digest=digest_of(parts), images_seen=0)
 
     @cached_property
     def traits(self) -> Traits:
@@ -174,7 +182,13 @@ def open_folder(path: str | Path) -> DiffusersFolder:
         spacing=spacing,
         steps_offset=int(scheduler.get("steps_offset", 0)),
         latent_shape=(unet["in_channels"], height, width),
+        width=unet["block_out_channels"][0],
     )
+
+
+def is_diffusers(path: Path) -> bool:
+    """Whether a folder is laid out as `open_folder` reads it."""
+    return (path / "unet" / "config.json").is_file()
 
 
 def _pipeline_class(path: Path) -> str | None:

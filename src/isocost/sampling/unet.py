@@ -134,7 +134,7 @@ class Convolution(nn.Module):
     """A 3x3 convolution of padding 1, which on the smallest latents is one product with a matrix."""
 
     # Latents of up to 2x2: of the 36 taps of the four pixels 20 see padding, and the matrix has no entries for those.
-    MATRIX_PIXELS = 4
+    MATRIX_PIXELS: int = 4
 
     def __init__(self, conv: nn.Module) -> None:
         super().__init__()

@@ -12,23 +12,27 @@ import numpy as np
 from isocost.data import scenes
 from isocost.data.images import CaptionedImages, Decoded, open_images, square
 from isocost.data.prompts import REFERENCE_SEED, PromptList, listed, prompt_list
-from isocost.encoders.autoencoder import load_autoencoder
+from isocost.encoders.autoencoder import Autoencoder, load_autoencoder
 from isocost.encoders.latents import LatentShards
-from isocost.encoders.precompute import IMAGES_PER_SHARD, encode_share, precompute
-from isocost.encoders.text import load_text_encoder
+from isocost.encoders.live import LiveLatents, encode_live
+from isocost.encoders.precompute import IMAGES_PER_SHARD, encode_share, precompute, refuse_changed
+from isocost.encoders.text import TextEncoder, load_text_encoder
 from isocost.models.cost import parameters
 from isocost.runlog import images_seen
+from isocost.sampling.checkpoints import Traits
+from isocost.sampling.folders import DiffusersFolder, open_folder
 from isocost.scoring.evaluate import Against
 from isocost.scoring.extractors import Extractor
 from isocost.scoring.protocols import is_protocol, protocol_prompts
 from isocost.scoring.references import ReferenceSet, load_reference
 from isocost.scoring.sets import ImageSet, shared
 from isocost.scoring.streaming import Column, extract
-from isocost.specs import CheckpointRef, DataSource, Evaluation, StudySpec, TrainSpec, digest_of
+from isocost.specs import CheckpointRef, DataSource, Evaluation, StudySpec, digest_of
 from isocost.study.encoders import train_encoders
-from isocost.study.executors import run_tasks
-from isocost.study.grid import Run
+from isocost.study.executors import Executor, Processes, Task
+from isocost.study.grid import Run, StudyCheckpoint
 from isocost.study.store import Store, write_atomically
+from isocost.study.together import AS_SPECIFIED, Training, speed_of, train_member, train_together
 from isocost.training import loop
 from isocost.training.state import Checkpoint
 
@@ -50,33 +54,37 @@ class EncoderRefs:
     classifier: str
 
 
-def encoder_refs(study: StudySpec, store: Store, workers: int = 1, progress: Progress = silent) -> EncoderRefs:
-    """The study's encoders; those that are "own" are trained here, a process each, unless the store has them."""
+def encoder_refs(study: StudySpec, store: Store, executor: Executor, progress: Progress = silent) -> EncoderRefs:
+    """The study's encoders; those that are "own" are trained here, a process each, unless the store has them.
+
+    Without members only the extractor is of use: checkpoints of others have their own encoders beside them.
+    """
     refs = {
         "autoencoder": study.data.autoencoder,
         "text_encoder": study.data.text_encoder,
         "extractor": study.evaluation.extractor,
     }
-    own = [kind for kind, ref in refs.items() if ref == "own"]
+    own = [kind for kind, ref in refs.items() if ref == "own" and (study.members or kind == "extractor")]
     if own:
         training = study.data.encoder_training
         source = digest_of([_identity(study.data, "train"), training and training.canonical()])[:16]
         folder = store.path / "encoders" / source
         refs |= {kind: str(folder / kind) for kind in own}
-        train_encoders(own, study.data, folder, workers, progress)
+        train_encoders(own, study.data, folder, executor, progress)
     return EncoderRefs(**refs, classifier=study.evaluation.classifier)
 
 
 def encoded_data(
-    study: StudySpec, store: Store, refs: EncoderRefs, workers: int = 1, progress: Progress = silent
-) -> LatentShards:
-    """The study's training data, encoded once for every member; the work is shared out among `workers`."""
+    study: StudySpec, store: Store, refs: EncoderRefs, executor: Executor, progress: Progress = silent
+) -> LatentShards | LiveLatents:
+    """The study's training data, encoded once for every member; the work is shared out among the workers."""
     autoencoder = load_autoencoder(refs.autoencoder)
     text_encoder = load_text_encoder(refs.text_encoder)
-    store.locate({autoencoder.digest: refs.autoencoder, text_encoder.digest: refs.text_encoder})
-    name = digest_of([_identity(study.data, "train"), autoencoder.digest, text_encoder.digest])[:16]
-    folder = store.path / "data" / name
-    if workers > 1 and not (folder / "header.json").is_file():
+    folder = data_folder(study.data, store, refs, autoencoder, text_encoder)
+    if study.data.encode == "live":
+        return encode_live(study.data, autoencoder, text_encoder, folder, (refs.autoencoder, refs.text_encoder))
+    shares = executor.workers
+    if shares > 1 and not (folder / "header.json").is_file():
         wanted = -(-(study.data.images or 0) // IMAGES_PER_SHARD)
 
         def report(*_: object) -> None:
@@ -84,8 +92,8 @@ def encoded_data(
             progress("encode images", done, max(wanted, done), "")
 
         progress("encode images", 0, 1, "")
-        tasks = [(study.data, refs, folder, share, workers) for share in range(workers)]
-        run_tasks(_encode_share, tasks, workers=workers, on_done=report, on_wait=report)
+        tasks = [Task((study.data, refs, folder, share, shares), f"images {share}/{shares}") for share in range(shares)]
+        executor.run(_encode_share, tasks, on_done=report, on_wait=report)
     return precompute(
         study.data,
         autoencoder,
@@ -93,6 +101,21 @@ def encoded_data(
         folder,
         progress=lambda done, total: progress("encode images", done, total, ""),
     )
+
+
+def data_folder(
+    source: DataSource, store: Store, refs: EncoderRefs, autoencoder: Autoencoder, text_encoder: TextEncoder
+) -> Path:
+    """Where the store keeps a source's training data, as these encoders encode them.
+
+    Raises `DataError` where the store has them from files that have changed since.
+    """
+    store.locate({autoencoder.digest: refs.autoencoder, text_encoder.digest: refs.text_encoder})
+    how = [value for name, value in source.canonical().items() if name in ("encode", "embeddings")]
+    name = digest_of([_identity(source, "train"), autoencoder.digest, text_encoder.digest, *how])[:16]
+    folder = store.path / "data" / name
+    refuse_changed(source, autoencoder, text_encoder, set(folder.parent.glob("*")) - {folder})
+    return folder
 
 
 def _encode_share(source: DataSource, refs: EncoderRefs, folder: Path, share: int, shares: int) -> None:
@@ -105,7 +128,8 @@ def _identity(source: DataSource, split: str) -> list:
     """What a split's images are a function of: never the paths they lie at."""
     if source.kind == "scenes":
         return [split, source.seed, source.scenes.canonical(), source.resolution, source.images]
-    return [split, open_images(getattr(source, split), False).digest, source.resolution, source.images]
+    filters = [source.canonical()["filters"]] if source.filters and split == "train" else []
+    return [split, open_images(getattr(source, split), False).digest, source.resolution, source.images, *filters]
 
 
 # --- training ---
@@ -116,9 +140,14 @@ def run_folder(store: Store, run: Run) -> Path:
 
 
 def train_runs(
-    runs: Sequence[Run], store: Store, data: LatentShards, workers: int, progress: Progress = silent
+    runs: Sequence[Run],
+    store: Store,
+    data: LatentShards | LiveLatents,
+    executor: Executor,
+    progress: Progress = silent,
+    training: Training = AS_SPECIFIED,
 ) -> None:
-    """Train what is not trained yet, largest first, a process each."""
+    """Train what is not trained yet, largest first: a process each, or one after the other by all ranks."""
     todo = [run for run in runs if not loop.is_finished(run_folder(store, run), run.spec)]
     todo.sort(key=lambda run: parameters(run.model), reverse=True)
     folders = [run_folder(store, run) for run in todo]
@@ -127,20 +156,51 @@ def train_runs(
     def report(*_: object) -> None:
         seen = [images_seen(folder) for folder in folders]
         notes = [f"{run.model.name} {count / run.spec.images:.0%}" for run, count in zip(todo, seen, strict=True)]
-        progress("train members", sum(seen), total, ", ".join(notes))
+        progress("train members", sum(seen), total, ", ".join([*notes, *speed_of(todo, folders, seen, training)]))
 
-    tasks = [(run.spec, data.folder, folder) for run, folder in zip(todo, folders, strict=True)]
-    run_tasks(_train, tasks, workers=workers, on_done=report, on_wait=report)
+    arguments = [(run.spec, data.folder, folder, training) for run, folder in zip(todo, folders, strict=True)]
+    tasks = [Task(call, f"training of {run.model.name}") for run, call in zip(todo, arguments, strict=True)]
+    if training.ranks.world > 1:
+        Processes(1).run(train_together, tasks, on_done=report, on_wait=report)
+    else:
+        executor.run(train_member, tasks, on_done=report, on_wait=report)
 
 
-def _train(spec: TrainSpec, data: Path, folder: Path) -> None:
-    loop.train(spec, LatentShards(data), folder)
+def kept_checkpoints(store: Store, run: Run, refs: EncoderRefs) -> list[StudyCheckpoint]:
+    """A run's checkpoints kept for scoring, by images seen; the final one is last."""
+    return [
+        StudyCheckpoint(
+            name=run.model.name,
+            model=run.model,
+            seed=run.seed,
+            ref=Checkpoint.load(folder).ref("ema"),
+            traits=Traits.of(run.spec),
+            folder=folder,
+            autoencoder=refs.autoencoder,
+            text_encoder=refs.text_encoder,
+        )
+        for folder in loop.kept_checkpoints(run_folder(store, run), run.spec)
+    ]
 
 
-def kept_checkpoints(store: Store, run: Run) -> list[tuple[CheckpointRef, Path]]:
-    """Checkpoints kept for scoring, and where they lie, by images seen; the final one is last."""
-    folders = loop.kept_checkpoints(run_folder(store, run), run.spec)
-    return [(Checkpoint.load(folder).ref("ema"), folder) for folder in folders]
+def given_checkpoints(study: StudySpec) -> list[StudyCheckpoint]:
+    """The checkpoints of others, read whole. Raises `DataError` naming a file that is missing, corrupt or unfit."""
+    opened = {name: open_folder(folder) for name, folder in study.given.items()}
+    return [given_checkpoint(name, folder, folder.ref) for name, folder in opened.items()]
+
+
+def given_checkpoint(name: str, folder: DiffusersFolder, ref: CheckpointRef) -> StudyCheckpoint:
+    """Somebody's checkpoint under a name of the study's."""
+    return StudyCheckpoint(
+        name=name,
+        model=folder,
+        seed=None,
+        ref=ref,
+        traits=folder.traits,
+        folder=folder.path,
+        autoencoder=folder.autoencoder,
+        text_encoder=folder.text_encoder,
+    )
 
 
 # --- real images ---

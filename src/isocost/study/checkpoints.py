@@ -64,9 +64,11 @@ def _store_above(path: Path) -> Store | None:
 
 def _run_of(store: Store, member: str | None) -> Path:
     runs = {run["member"]: run["digest"] for run in reversed(store.expansion()["runs"])}
+    if not runs:
+        raise SpecError(f"{store.path} has no member that was trained there.")
     if member is None and len(runs) > 1:
         raise SpecError(f"{store.path} holds several members: say which with --member ({', '.join(runs)}).")
-    chosen = member or next(iter(runs), "")
+    chosen = member or next(iter(runs))
     if chosen not in runs:
         raise SpecError(f"{store.path} has no trained member '{chosen}'.{did_you_mean(chosen, runs)}")
     return store.path / "checkpoints" / runs[chosen]

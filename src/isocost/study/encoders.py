@@ -7,14 +7,14 @@ from pathlib import Path
 
 from isocost.encoders.own import images_seen, images_to_see, train_own
 from isocost.specs import DataSource
-from isocost.study.executors import run_tasks
+from isocost.study.executors import Executor, Task
 
 
 def train_encoders(
     kinds: Sequence[str],
     source: DataSource,
     folder: Path,
-    workers: int,
+    executor: Executor,
     progress: Callable[[str, float, float, str], None],
 ) -> None:
     """Train what is not trained yet of a source's own encoders, each into `folder`/KIND. Raises as `train_own`."""
@@ -27,5 +27,5 @@ def train_encoders(
         progress("train encoders", sum(seen.values()), sum(wanted.values()), ", ".join(notes))
 
     report()
-    tasks = [(kind, source, folder / kind) for kind in kinds]
-    run_tasks(train_own, tasks, workers=workers, on_done=report, on_wait=report)
+    tasks = [Task((kind, source, folder / kind), f"training of the {kind}") for kind in kinds]
+    executor.run(train_own, tasks, on_done=report, on_wait=report)

@@ -12,10 +12,12 @@ from isocost import __version__
 from isocost.encoders.autoencoder import load_autoencoder
 from isocost.encoders.text import load_text_encoder
 from isocost.errors import SpecError, StoreError
+from isocost.models.build import build
 from isocost.models.cost import forward_flops, parameters, training_flops
 from isocost.specs import NoiseSchedule, TrainSpec
 from isocost.study import run
 from isocost.study.checkpoints import Found
+from isocost.study.grid import plan_name
 
 LICENCES = {
     "scenes": "Procedural scenes drawn by isocost (Apache-2.0).",
@@ -30,9 +32,11 @@ def export(found: Found, folder: Path) -> Path:
     alpha_cumprod is exported too.
 
     Raises:
-        SpecError: the folder exists and is not empty.
+        SpecError: the folder exists and is not empty, or the checkpoint is of a kind that this pipeline cannot run: a
+            transformer, or a network trained by flow matching.
         StoreError: it cannot be written.
     """
+    _check_runs_in_stable_diffusion(found.checkpoint.spec)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SpecError(f"{folder}: a file, or not empty. Choose another folder, so that nothing is overwritten.")
     try:
@@ -49,6 +53,21 @@ def export(found: Found, folder: Path) -> Path:
     except OSError as error:
         raise StoreError(f"{folder}: cannot export: {error.strerror or error}") from None
     return folder
+
+
+def _check_runs_in_stable_diffusion(spec: TrainSpec) -> None:
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    others = "`isocost sample` draws from it, and its weights are ema.safetensors in its own folder"
+    if not isinstance(build(spec.model, "meta"), UNet2DConditionModel):
+        raise SpecError(
+            f"family '{spec.model.family}' cannot be exported: StableDiffusionPipeline runs UNets only. {others}."
+        )
+    if "flow" in (spec.schedule.kind, spec.prediction):
+        raise SpecError(
+            "a network trained by 'flow' matching cannot be exported: diffusers' flow schedulers tell a network its "
+            f"noise level, where ours tell it the timestep. {others}."
+        )
 
 
 def _write(found: Found, folder: Path) -> None:
@@ -170,6 +189,6 @@ def _scores(found: Found) -> str:
         ascending = not scores["higher_is_better"].iloc[0]
         key = halves["selection"]["value"].sort_values(ascending=ascending).index[0]
         best = halves["report"].loc[[key]].iloc[0]
-        plan = f"{best['sampler']}, {best['steps']} steps, guidance {best['guidance_scale']:g}"
+        plan = plan_name(best.to_dict())
         lines.append(f"| {metric} | {best['value']:.4g} | {best['stderr']:.2g} | {best['n']} | {plan} | `{key[:16]}` |")
     return "\n".join(lines)

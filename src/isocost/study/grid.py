@@ -1,13 +1,24 @@
-"""Which cells a study has: every kept checkpoint's plans, with what each costs."""
+"""Which cells a study has: the plans of its grids on each of its checkpoints."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import functools
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
+from isocost.diffusion.guidance import evaluations_per_call
 from isocost.diffusion.noise import NOISE_VERSION
+from isocost.diffusion.plans import stitched
+from isocost.diffusion.samplers import calls
+from isocost.diffusion.schedule import timestep_pairs
+from isocost.errors import SpecError, lookup
+from isocost.sampling.checkpoints import Traits
+from isocost.sampling.folders import DiffusersFolder
 from isocost.specs import (
+    BestOf,
     CheckpointRef,
     DataSpec,
     Grid,
@@ -32,33 +43,90 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One sample set of a study: a checkpoint and a plan. `curve`: a point of quality against training compute."""
+class StudyCheckpoint:
+    """A checkpoint that a study samples from: one that a training run kept, or one that was given.
 
-    model: ModelSpec
+    name: the member's (`c16`), or the given folder's. model: what it is a checkpoint of. seed: None where given.
+    folder: where it lies. autoencoder, text_encoder: references to load those by that it was trained with.
+    """
+
+    name: str
+    model: ModelSpec | DiffusersFolder
+    seed: int | None
+    ref: CheckpointRef
+    traits: Traits
+    folder: Path
+    autoencoder: str
+    text_encoder: str
+
+    @property
+    def width(self) -> int:
+        """Channels of the UNet's first level."""
+        return self.model.width
+
+
+class Scorer(NamedTuple):
+    """The CLIP that chooses in best-of-n: a reference to load it by, and its content digest."""
+
+    reference: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One sample set of a study: a plan and what it calls.
+
+    checkpoints: of the plan's stages, in order: one, usually. guide: of autoguidance. scorer: of best-of-n. seed: of
+    training. curve: a point of quality against training compute.
+    """
+
+    checkpoints: tuple[StudyCheckpoint, ...]
+    guide: StudyCheckpoint | None
+    scorer: Scorer | None
     seed: int
-    train: str
-    checkpoint: CheckpointRef
     curve: bool
     key: SampleKey
+
+    @functools.cached_property
+    def sample_key(self) -> str:
+        """The key's digest, which takes a while to come by."""
+        return self.key.digest
 
     @property
     def plan(self) -> SamplingPlan:
         return self.key.plan
 
     @property
+    def member(self) -> str:
+        """`c16`; of a stitched plan `c8+c24`."""
+        return "+".join(checkpoint.name for checkpoint in self.checkpoints)
+
+    @property
+    def checkpoint(self) -> CheckpointRef:
+        """The checkpoint that finishes the image."""
+        return self.checkpoints[-1].ref
+
+    @property
     def guided(self) -> bool:
-        return self.plan.guidance.scale != 1
+        return self.plan.guidance.active
+
+    @property
+    def work(self) -> int:
+        """About what an image costs, in a unit of its own: which cells to begin with, so that the end is even."""
+        candidates = self.plan.best_of.n if self.plan.best_of else 1
+        width = max(checkpoint.width for checkpoint in self.checkpoints)
+        return candidates * width**2 * self.plan.steps * (self.guided + 1)
 
     @property
     def label(self) -> str:
         """What a person calls this cell: `c16 ddim 8 steps x2`."""
-        plan = self.plan
-        return f"{self.model.name} {plan.sampler} {plan.steps} steps x{plan.guidance.scale:g}"
+        return cell_name(columns(self))
 
 
 def runs(study: StudySpec, data: DataSpec) -> list[Run]:
     """Every member at every training seed."""
+    if study.train is None:
+        return []
     settings = {name: getattr(study.train, name) for name in type(study.train).model_fields}
     return [
         Run(model, seed, TrainSpec(model=model, data=data, seed=seed, **settings))
@@ -67,49 +135,141 @@ def runs(study: StudySpec, data: DataSpec) -> list[Run]:
     ]
 
 
-def plans(grid: Grid, checkpoint: CheckpointRef, study: StudySpec) -> Iterable[SamplingPlan]:
-    """The plans of a grid for one checkpoint."""
-    for sampler in grid.samplers:
-        for steps in grid.steps:
-            for scale in grid.guidance:
-                yield SamplingPlan(
-                    stages=(Stage(checkpoint=checkpoint),),
-                    schedule=study.train.schedule,
-                    prediction=study.train.prediction,
-                    sampler=sampler,
-                    steps=steps,
-                    spacing=grid.spacing,
-                    guidance=Guidance(scale=scale),
-                    eta=grid.eta if sampler == "ddim" else 0.0,
-                    variance=grid.variance if sampler == "ddpm" else "small",
-                )
+# --- what a grid asks for, of the checkpoints that there are ---
 
 
 def expand(
-    study: StudySpec, trained: Sequence[tuple[Run, Sequence[CheckpointRef]]], promptset: PromptSet
+    study: StudySpec, checkpoints: Sequence[StudyCheckpoint], scorers: Mapping[str, Scorer], promptset: PromptSet
 ) -> list[Cell]:
-    """All cells, each once: grids on the final checkpoints, the curve's plans on every kept one.
+    """All cells, each once: grids on the final checkpoints, the curve's plans on every one that training kept.
 
     Args:
-        trained: each run with its kept checkpoints, by images seen; the last is the final one.
+        checkpoints: of one member and seed by images seen; the last is the final one.
+        scorers: by what a grid calls it, for every grid with best-of-n.
+
+    Raises:
+        SpecError: a grid names a member that there is not.
     """
     cells: dict[tuple[str, bool], Cell] = {}
-    for run, checkpoints in trained:
-        wanted = [(checkpoints[-1], grid, False) for grid in (study.grid, *study.extra_grids)]
+    for seed in study.seeds:
+        of_seed = [checkpoint for checkpoint in checkpoints if checkpoint.seed in (seed, None)]
+        final = {checkpoint.name: checkpoint for checkpoint in of_seed}
+        wanted = [(grid, final, list(final), False) for grid in study.grids]
         if study.curve is not None:
-            wanted += [(checkpoint, study.curve, True) for checkpoint in checkpoints]
-        for checkpoint, grid, curve in wanted:
-            for plan in plans(grid, checkpoint, study):
+            kept = [checkpoint for checkpoint in of_seed if checkpoint.seed is not None]
+            wanted += [(study.curve, final | {one.name: one}, [one.name], True) for one in kept]
+        for grid, available, names, curve in wanted:
+            for plan, serving, guide in plans(grid, available, names, scorers):
                 key = SampleKey(
                     plan=plan,
                     promptset=promptset,
-                    latent_shape=run.spec.data.latent_shape,
+                    latent_shape=serving[0].traits.latent_shape,
                     noise_version=NOISE_VERSION,
                     engine=study.engine,
                 )
-                cell = Cell(run.model, run.seed, run.spec.digest, checkpoint, curve, key)
-                cells.setdefault((key.digest, curve), cell)
+                scorer = scorers[grid.scorer] if plan.best_of else None
+                cell = Cell(serving, guide, scorer, seed, curve, key)
+                cells.setdefault((cell.sample_key, curve), cell)
     return list(cells.values())
+
+
+class Planned(NamedTuple):
+    """A plan, the checkpoints of its stages, and that of its guide."""
+
+    plan: SamplingPlan
+    serving: tuple[StudyCheckpoint, ...]
+    guide: StudyCheckpoint | None
+
+
+def plans(
+    grid: Grid, available: Mapping[str, StudyCheckpoint], names: Sequence[str], scorers: Mapping[str, Scorer]
+) -> Iterator[Planned]:
+    """The plans of a grid; of `available` (member -> checkpoint) those of `names`, where the grid names none itself."""
+    guide = lookup(available, grid.guide, "member") if grid.guide else None
+    members = [lookup(available, name, "member") for name in _named(grid, names)]
+    for steps in grid.steps:
+        for stages, serving in _line_ups(grid, members, steps):
+            for sampler, scale, n in itertools.product(grid.samplers, grid.guidance, grid.best_of):
+                best_of = BestOf(n=n, scorer=scorers[grid.scorer].digest) if n > 1 else None
+                plan = _plan(grid, stages, serving[-1], guide, sampler, steps, scale, best_of)
+                yield Planned(plan, serving, guide if plan.guidance.guide else None)
+
+
+def _named(grid: Grid, names: Sequence[str]) -> Sequence[str]:
+    """The members that a grid is of."""
+    return grid.named or [name for name in names if name != grid.guide]
+
+
+LineUp = tuple[tuple[Stage, ...], tuple[StudyCheckpoint, ...]]
+"""Stages, and the checkpoint of each."""
+
+
+def _line_ups(grid: Grid, members: Sequence[StudyCheckpoint], steps: int) -> Iterator[LineUp]:
+    """What serves the steps: each member alone, or both of a stitch, whose shares are rounded to whole steps."""
+    if grid.stitch is None:
+        yield from (((Stage(checkpoint=member.ref),), (member,)) for member in members)
+        return
+    first, then = members
+    for served in dict.fromkeys(int(share * steps + 0.5) for share in grid.stitch.shares):
+        serving = (first,) * (served > 0) + (then,) * (served < steps)
+        yield stitched(first.ref, then.ref, served / steps), serving
+
+
+def _plan(
+    grid: Grid,
+    stages: tuple[Stage, ...],
+    last: StudyCheckpoint,
+    guide: StudyCheckpoint | None,
+    sampler: str,
+    steps: int,
+    scale: float,
+    best_of: BestOf | None,
+) -> SamplingPlan:
+    """`last`: the checkpoint that finishes, whose schedule all of one plan share."""
+    spacing, offset = grid.spacing or "trailing", 1
+    if isinstance(last.model, DiffusersFolder):
+        spacing, offset = grid.spacing or last.model.spacing, last.model.steps_offset
+    timesteps = calls(sampler, timestep_pairs(last.traits.schedule, steps, spacing, offset))
+    return SamplingPlan(
+        stages=stages,
+        schedule=last.traits.schedule,
+        prediction=last.traits.prediction,
+        sampler=sampler,
+        steps=steps,
+        spacing=spacing,
+        steps_offset=offset,
+        guidance=_guidance(grid, scale, guide, timesteps),
+        eta=grid.eta if sampler == "ddim" else 0.0,
+        variance=grid.variance if sampler == "ddpm" else "small",
+        best_of=best_of,
+    )
+
+
+def _guidance(grid: Grid, scale: float, guide: StudyCheckpoint | None, timesteps: Sequence[int]) -> Guidance:
+    """The grid's guidance at a scale, or none where it never acts: equal images are to have one key."""
+    asked = Guidance(scale=scale, mode=grid.mode, interval=grid.interval, guide=guide.ref if guide else None)
+    acts = [evaluations_per_call(asked, t) > 1 for t in timesteps]
+    if not any(acts):
+        return Guidance()
+    return asked.model_copy(update={"interval": None}) if all(acts) else asked
+
+
+def check_names(study: StudySpec) -> None:
+    """Raise `SpecError` for two members of one name, a grid that names one that is not there, or is of none, and a
+    curve of some members only."""
+    names = [model.name for model in study.members] + [Path(path).name for path in study.checkpoints]
+    if len(set(names)) != len(names):
+        raise SpecError(f"members: {', '.join(names)}: each needs a width, or a folder's name, of its own.")
+    for grid in (*study.grids, *([study.curve] if study.curve else [])):
+        for name in (*grid.named, *([grid.guide] if grid.guide else [])):
+            lookup(dict.fromkeys(names), name, "member")
+        if not _named(grid, names):
+            raise SpecError(f"guide '{grid.guide}' is the study's only member: it has none to guide.")
+    if study.curve is not None and study.curve.named:
+        raise SpecError("curve: it is of every checkpoint that training keeps: leave `members` and `stitch` out.")
+
+
+# --- how cells are told apart ---
 
 
 def run_columns(run: Run) -> dict[str, Any]:
@@ -118,14 +278,19 @@ def run_columns(run: Run) -> dict[str, Any]:
 
 
 def columns(cell: Cell) -> dict[str, Any]:
-    """What the results table says of a cell, but its costs and scores."""
+    """What the results table says of a cell, but its costs and scores.
+
+    From `stages` (who serves which share of the steps) to `scorer` they are "cfg", "" and 1 for a plain cell. `batch`
+    is below the study's where memory ran out.
+    """
     plan = cell.plan
+    interval = plan.guidance.interval
     return {
-        "sample_key": cell.key.digest,
-        "member": cell.model.name,
-        "width": cell.model.width,
+        "sample_key": cell.sample_key,
+        "member": cell.member,
+        "width": max(checkpoint.width for checkpoint in cell.checkpoints),
         "seed": cell.seed,
-        "images_seen": cell.checkpoint.images_seen,
+        "images_seen": max(checkpoint.ref.images_seen for checkpoint in cell.checkpoints),
         "sampler": plan.sampler,
         "eta": plan.eta,
         "variance": plan.variance,
@@ -133,5 +298,34 @@ def columns(cell: Cell) -> dict[str, Any]:
         "steps": plan.steps,
         "guidance_scale": plan.guidance.scale,
         "curve": cell.curve,
-        "checkpoint": cell.checkpoint.content_digest,
+        "checkpoint": "+".join(checkpoint.ref.content_digest for checkpoint in cell.checkpoints),
+        "stages": _stages(cell),
+        "guidance_mode": plan.guidance.mode,
+        "guidance_interval": f"{interval[0]}-{interval[1]}" if interval else "",
+        "guide": cell.guide.name if cell.guide else "",
+        "best_of": plan.best_of.n if plan.best_of else 1,
+        "scorer": Path(cell.scorer.reference).name if cell.scorer else "",
+        "batch": cell.key.engine.batch,
     }
+
+
+def _stages(cell: Cell) -> str:
+    """`c8 for 50% of the steps, then c24`; "" for a single checkpoint."""
+    if len(cell.checkpoints) == 1:
+        return ""
+    first, then = cell.checkpoints
+    return f"{first.name} for {100 * cell.plan.stages[0].until:.3g}% of the steps, then {then.name}"
+
+
+def cell_name(row: Mapping[str, Any]) -> str:
+    """What a person calls a cell of the expansion: `c16 ddim 8 steps x2`."""
+    return f"{row.get('stages') or row['member']} {plan_name(row)}"
+
+
+def plan_name(row: Mapping[str, Any]) -> str:
+    """The same without whose: `ddim 8 steps x2`, `ddim 8 steps x0.6 cfg++ at 200-800, best of 4`."""
+    mode = row.get("guidance_mode", "cfg")
+    how = f" by {row['guide']}" if mode == "autoguidance" else f" {mode}" if mode != "cfg" else ""
+    when = f" at {row['guidance_interval']}" if row.get("guidance_interval") else ""
+    chosen = f", best of {row['best_of']}" if row.get("best_of", 1) > 1 else ""
+    return f"{row['sampler']} {row['steps']} steps x{row['guidance_scale']:g}{how}{when}{chosen}"

@@ -3,35 +3,40 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+import platform
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from isocost.data.prompts import PromptList
-from isocost.encoders.autoencoder import load_autoencoder
-from isocost.encoders.text import load_text_encoder
-from isocost.sampling.engine import prepare
-from isocost.sampling.generate import Pipeline, generate
+from isocost.diffusion.plans import evaluations_of
+from isocost.errors import IsocostError, StoreError
+from isocost.sampling.generate import generate
 from isocost.scoring.measures import columns_of
-from isocost.specs import EngineSpec, SampleKey
+from isocost.specs import EngineSpec, SampleKey, SamplingPlan
 from isocost.study.artifacts import EncoderRefs, Progress, silent
-from isocost.study.executors import run_tasks
-from isocost.study.grid import Cell
+from isocost.study.batches import OutOfMemory, halving, settled
+from isocost.study.best_of import generate_best
+from isocost.study.executors import Executor, Task
+from isocost.study.grid import Cell, Scorer
 from isocost.study.measures import loaded
+from isocost.study.pipelines import load_pipeline, load_scorer
 from isocost.study.store import Store, StoredChunk
-from isocost.training.state import Checkpoint
 
 
 @dataclass(frozen=True)
 class ChunkTask:
-    """One chunk to make: everything a worker on any machine that sees the store needs."""
+    """One chunk to make: everything a worker on any machine that sees the store needs.
+
+    folders: content digest -> folder, of every checkpoint that the plan calls. scorer: of best-of-n.
+    """
 
     store: Path
     key: SampleKey
     index: int
-    checkpoint: Path
+    folders: Mapping[str, Path]
     refs: EncoderRefs
+    scorer: Scorer | None
     prompts: tuple[tuple[str, str, int], ...]
     metrics: tuple[str, ...]
     keep_images: bool
@@ -42,16 +47,26 @@ def chunks_needed(images: int, engine: EngineSpec) -> int:
     return -(-images // engine.batch)
 
 
-def missing_chunks(cells: Iterable[Cell], store: Store, images: int, tensors: Sequence[str]) -> list[tuple[Cell, int]]:
-    """Chunks that the store lacks, or that lack one of `tensors`; the costliest first, so that the end is even."""
-    keyed = {cell.key.digest: cell for cell in cells}
+def missing_chunks(
+    cells: Iterable[Cell], store: Store, images: int, tensors: Sequence[str], whole: Set[str] = frozenset()
+) -> list[tuple[Cell, int]]:
+    """Chunks that the store lacks, or that lack one of `tensors`; the costliest first, so that the end is even.
+
+    whole: sample keys whose chunks, where they are there, are known to lack none.
+    """
+    there = store.chunks()
     missing = [
         (cell, index)
-        for digest, cell in keyed.items()
+        for key, cell in {cell.sample_key: cell for cell in cells}.items()
         for index in range(chunks_needed(images, cell.key.engine))
-        if not store.has_chunk(digest, index, tensors)
+        if index not in there.get(key, ()) or not (key in whole or store.has_chunk(key, index, tensors))
     ]
-    return sorted(missing, key=lambda item: -(item[0].model.width ** 2) * item[0].plan.steps * (item[0].guided + 1))
+    return sorted(missing, key=lambda item: -item[0].work)
+
+
+def folders_of(plan: SamplingPlan, folders: Mapping[str, Path]) -> dict[str, Path]:
+    """Of the `folders` of checkpoints by content digest those that a plan calls."""
+    return {ref.content_digest: folders[ref.content_digest] for ref in evaluations_of(plan)}
 
 
 def chunk_prompts(prompts: PromptList, index: int, batch: int) -> tuple[tuple[str, str, int], ...]:
@@ -69,44 +84,89 @@ def make_chunks(
     images: int,
     *,
     metrics: tuple[str, ...],
-    workers: int,
+    executor: Executor,
     keep_images: bool,
+    whole: Set[str] = frozenset(),
     progress: Progress = silent,
-) -> None:
+) -> list[Cell]:
     """Make every chunk that is missing, or that lacks something, for `images` images a cell.
 
     Args:
         folders: content digest of a checkpoint -> its folder.
         metrics: full names (`measures.metric_names`), for which the features of every image are kept.
+        whole: as for `missing_chunks`.
+
+    Returns:
+        The cells as they were made: where memory ran out, at a smaller batch.
+
+    Raises:
+        IsocostError: memory runs out at batch 1, or the workers of a chunk keep dying.
     """
-    for cell in cells:
-        store.write_sample_key(cell.key)
     wanted = [f"features/{column.name}" for column in columns_of(loaded(metrics))] + (["images"] if keep_images else [])
-    missing = missing_chunks(cells, store, images, wanted)
     texts = functools.cache(lambda index, batch: chunk_prompts(prompts, index, batch))
-    tasks = [
-        (
-            ChunkTask(
-                store=store.path,
-                key=cell.key,
-                index=index,
-                checkpoint=folders[cell.checkpoint.content_digest],
-                refs=refs,
-                prompts=texts(index, cell.key.engine.batch),
-                metrics=metrics,
-                keep_images=keep_images,
-            ),
+
+    def task(cell: Cell, index: int) -> Task:
+        called = folders_of(cell.plan, folders)
+        chunk = ChunkTask(
+            store=store.path,
+            key=cell.key,
+            index=index,
+            folders=called,
+            refs=refs,
+            scorer=cell.scorer,
+            prompts=texts(index, cell.key.engine.batch),
+            metrics=metrics,
+            keep_images=keep_images,
         )
-        for cell, index in missing
-    ]
-    done = 0
+        return Task((chunk,), f"{cell.label}, chunk {index}", tuple(called))
 
-    def on_done(place: int, _: object) -> None:
-        nonlocal done
-        done += 1
-        progress("sample and extract", done, len(tasks), missing[place][0].label)
+    while True:
+        cells = settled(cells, store)
+        missing = missing_chunks(cells, store, images, wanted, whole)
+        for cell in {cell.sample_key: cell for cell, _ in missing}.values():
+            store.write_sample_key(cell.key)
+        counter = _Counter([cell for cell, _ in missing], progress)
+        if missing:
+            executor.run(try_chunk, [task(cell, index) for cell, index in missing], on_done=counter)
+            store.write_costs()
+        if not counter.too_large:
+            return cells
 
-    run_tasks(make_chunk, tasks, workers=workers, on_done=on_done)
+
+class _Counter:
+    """Follows chunks as they are done, and the cells at whose batch memory runs out."""
+
+    def __init__(self, cells: Sequence[Cell], progress: Progress):
+        self.cells, self.progress = cells, progress
+        self.done, self.too_large = 0, set[str]()
+
+    def __call__(self, place: int, found: OutOfMemory | None) -> None:
+        self.done += 1
+        cell = self.cells[place]
+        if found is None:
+            self.progress("sample and extract", self.done, len(self.cells), cell.label)
+        elif not found.goes_on_at:
+            raise IsocostError(
+                f"{cell.label}: out of memory at batch 1 ({found.reason}): it needs a device with more memory, or "
+                "nothing beside it."
+            )
+        elif cell.sample_key not in self.too_large:
+            self.too_large.add(cell.sample_key)
+            number = len(self.too_large)
+            what = f"{cell.label}: out of memory at batch {found.batch}, goes on at {found.goes_on_at}"
+            self.progress("smaller batches", number, number, what)
+
+
+def try_chunk(task: ChunkTask) -> OutOfMemory | None:
+    """`make_chunk`, or why its cell has to go on at a smaller batch.
+
+    Raises:
+        StoreError: this machine does not see the store.
+    """
+    store = Store(task.store)
+    if not store.study_file.is_file():
+        raise StoreError(f"{store.path}: {platform.node()} sees no store there: workers need a file system they share.")
+    return halving(lambda: make_chunk(task), task.key, store)
 
 
 def make_chunk(task: ChunkTask) -> None:
@@ -124,25 +184,10 @@ def make_chunk(task: ChunkTask) -> None:
 
 def _sampled(task: ChunkTask) -> StoredChunk:
     """A chunk's images, and what they cost."""
-    engine = task.key.engine
-    weights = task.key.plan.stages[0].checkpoint.weights
-    pipeline = _pipeline(task.checkpoint, weights, task.refs, engine)  # pyright: ignore[reportArgumentType]
-    made = generate(pipeline, task.key.plan, engine, task.prompts)
+    plan, engine = task.key.plan, task.key.engine
+    pipeline = load_pipeline(task.key, task.folders, task.refs)
+    if task.scorer is None:
+        made = generate(pipeline, plan, engine, task.prompts)
+    else:
+        made = generate_best(pipeline, plan, engine, task.prompts, load_scorer(task.scorer))
     return StoredChunk({}, made.evaluations, made.seconds, len(task.prompts), made.images)
-
-
-@functools.lru_cache(maxsize=2)
-def _pipeline(folder: Path, weights: Literal["ema", "raw"], refs: EncoderRefs, engine: EngineSpec) -> Pipeline:
-    checkpoint = Checkpoint.load(folder)
-    return Pipeline(
-        network=prepare(checkpoint.network(weights), engine),
-        autoencoder=_autoencoder(refs.autoencoder),
-        text_encoder=_text_encoder(refs.text_encoder),
-        latent_shape=checkpoint.spec.data.latent_shape,
-        caption_dropout=checkpoint.spec.caption_dropout,
-    )
-
-
-# A worker makes many chunks: what it loads, it keeps.
-_autoencoder = functools.lru_cache(maxsize=1)(load_autoencoder)
-_text_encoder = functools.lru_cache(maxsize=1)(load_text_encoder)

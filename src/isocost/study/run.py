@@ -6,9 +6,9 @@ running it again after any interruption goes on where it stopped.
 
 from __future__ import annotations
 
-import itertools
+import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,60 +19,50 @@ import pandas as pd
 from isocost.allocator import keep_freed_memory
 from isocost.data import scenes
 from isocost.data.prompts import VALIDATION_SEED, PromptList
-from isocost.diffusion.samplers import SAMPLERS, planned_evaluations
-from isocost.diffusion.schedule import timestep_pairs
 from isocost.encoders.autoencoder import load_autoencoder
-from isocost.encoders.latents import LatentShards
-from isocost.encoders.text import load_text_encoder
-from isocost.errors import SpecError, StoreError, lookup
-from isocost.models.cost import autoencoder_flops, forward_flops, image_cost, norm_cost, paper_cost, parameters
-from isocost.models.cost import training_flops as training_flops_an_image
-from isocost.models.ladder import LADDERS
+from isocost.encoders.latents import data_spec, read_header
+from isocost.environment import environment
+from isocost.errors import SpecError, StoreError
 from isocost.scoring.agreement import chance_levels
 from isocost.scoring.metrics import compute, label
-from isocost.specs import CheckpointRef, Guidance, ModelSpec, StudySpec, digest_of, split_metric
-from isocost.study import grid, measures
+from isocost.specs import StudySpec, digest_of, split_metric
+from isocost.study import adaptive, grid, measured, measures
 from isocost.study.artifacts import (
     EncoderRefs,
     Progress,
     against,
     encoded_data,
     encoder_refs,
+    given_checkpoints,
     given_references,
     kept_checkpoints,
     prompts_of,
     silent,
     train_runs,
 )
-from isocost.study.executors import default_workers, one_thread
-from isocost.study.grid import Cell, Run
-from isocost.study.images import ChunkTask, chunk_prompts, make_chunk, make_chunks
-from isocost.study.scores import Judge, score_cells
+from isocost.study.batches import settled
+from isocost.study.checks import check_checkpoints_of
+from isocost.study.costs import CellCosts
+from isocost.study.executors import Executor, Processes, default_workers, one_thread
+from isocost.study.grid import Cell, Run, Scorer, StudyCheckpoint
+from isocost.study.images import ChunkTask, chunk_prompts, folders_of, make_chunk, make_chunks
+from isocost.study.pipelines import scorers_of
+from isocost.study.scores import Judge, missing_scores, score_cells
+from isocost.study.search import Settings as Search
+from isocost.study.shards import Shard, cells_of
 from isocost.study.store import Store, write_atomically
+from isocost.study.together import AS_SPECIFIED, Training
 
 
 def check(study: StudySpec) -> None:
     """Refuse what cannot run, before anything is started.
 
     Raises:
-        SpecError: an unknown family, sampler or prompt list, more steps than timesteps, guidance that training rules
-            out, or two members of one name.
+        SpecError: an unknown family, member, sampler, scorer or prompt list, two members of one name, or a plan that
+            its checkpoints cannot serve.
+        DataError: a checkpoint that is given, or weights of an extractor, are missing or unfit.
     """
-    for model in study.members:
-        parameters(model)
-    for cells in (study.grid, *study.extra_grids, *([study.curve] if study.curve else [])):
-        for sampler, steps in itertools.product(cells.samplers, cells.steps):
-            lookup(SAMPLERS, sampler, "sampler")
-            pairs = timestep_pairs(study.train.schedule, steps, cells.spacing)
-            planned_evaluations(sampler, pairs, Guidance(), study.train.schedule)
-        if study.train.caption_dropout == 0 and any(scale != 1 for scale in cells.guidance):
-            raise SpecError(
-                "guidance scales other than 1 need train.caption_dropout > 0, or the empty prompt is never trained: "
-                "set caption_dropout to 0.1, or guidance to [1]."
-            )
-    names = [model.name for model in study.members]
-    if len(set(names)) != len(names):
-        raise SpecError(f"members: {', '.join(names)}: every member needs its own width.")
+    check_checkpoints_of(study)
     if study.data.kind == "images" and not study.data.val:
         raise SpecError("data.val: name the held-out images; scores are against them.")
     prompts = prompts_of(study.evaluation.prompts, study.data)
@@ -90,69 +80,179 @@ def check(study: StudySpec) -> None:
 
 @dataclass(frozen=True)
 class Trained:
-    """A study whose members are trained: its cells, and where everything they need lies."""
+    """A study whose members are trained: its cells, and where everything they need lies.
+
+    checkpoints: those given, and of each training run those kept, by images seen. scorers: by what grids call them.
+    """
 
     study: StudySpec
     store: Store
     refs: EncoderRefs
-    runs: tuple[tuple[Run, tuple[CheckpointRef, ...]], ...]
-    folders: dict[str, Path]
+    checkpoints: tuple[StudyCheckpoint, ...]
+    scorers: Mapping[str, Scorer]
     prompts: PromptList
 
     @property
+    def folders(self) -> dict[str, Path]:
+        """Content digest of each checkpoint -> where it lies."""
+        return {checkpoint.ref.content_digest: checkpoint.folder for checkpoint in self.checkpoints}
+
+    @property
     def cells(self) -> list[Cell]:
-        return grid.expand(self.study, self.runs, self.prompts.promptset)
+        """Each at the batch that it is sampled at in this store."""
+        return settled(self._expanded, self.store)
+
+    @functools.cached_property
+    def _expanded(self) -> list[Cell]:
+        return grid.expand(self.study, self.checkpoints, self.scorers, self.prompts.promptset)
 
 
-def train(study: StudySpec, store: Store, workers: int | None = None, progress: Progress = silent) -> Trained:
-    """Encoders, encoded data and members: everything up to the checkpoints."""
-    keep_freed_memory()
+def train(
+    study: StudySpec,
+    store: Store,
+    workers: int | None = None,
+    progress: Progress = silent,
+    executor: Executor | None = None,
+    training: Training = AS_SPECIFIED,
+) -> Trained:
+    """Encoders, encoded data and members: everything up to the checkpoints.
+
+    `executor`: where work is done; by default `workers` processes of this machine. `training`: by which ranks, and how.
+
+    Raises:
+        SpecError, DataError: as `check`.
+        StoreError: another process is at work on this store, or it cannot be written.
+    """
     check(study)
+    with store.held():
+        return _train(study, store, executor or Processes(workers or default_workers()), progress, training)
+
+
+def _train(
+    study: StudySpec, store: Store, executor: Executor, progress: Progress, training: Training = AS_SPECIFIED
+) -> Trained:
+    keep_freed_memory()
+    given = given_checkpoints(study)  # now: hours of training are not for a file that turns out to be corrupt
     prompts = prompts_of(study.evaluation.prompts, study.data)
     if store.study_file.is_file() and store.study().digest != study.digest:
-        store.write_expansion(runs=[], cells=[], scores=[], metrics=[])  # another study's; its chunks and scores stay
+        store.forget_expansion()  # another study's; its chunks and scores stay
     store.write_study(study)
-    workers = workers or default_workers()
     with one_thread():
-        refs = encoder_refs(study, store, workers, progress)
-        data = encoded_data(study, store, refs, workers, progress)
-        runs = grid.runs(study, data.spec)
-        place = {"data": data.folder.name, **asdict(refs)}
+        refs = encoder_refs(study, store, executor, progress)
+        place, runs = asdict(refs), []
+        if study.members:
+            data = encoded_data(study, store, refs, executor, progress)
+            place, runs = {"data": data.folder.name, **place}, grid.runs(study, data.spec)
         store.write_expansion(runs=[grid.run_columns(run) for run in runs], places=[store.inside(place)])
-        train_runs(runs, store, data, workers, progress)
-    return _trained(study, store, refs, runs, prompts)
+        if study.members:
+            train_runs(runs, store, data, executor, progress, training)
+    return _trained(study, store, refs, runs, given, prompts)
 
 
-def _trained(study: StudySpec, store: Store, refs: EncoderRefs, runs: Sequence[Run], prompts: PromptList) -> Trained:
-    kept = [(run, kept_checkpoints(store, run)) for run in runs]
-    folders = {ref.content_digest: folder for _, checkpoints in kept for ref, folder in checkpoints}
-    references = tuple((run, tuple(ref for ref, _ in checkpoints)) for run, checkpoints in kept)
-    return Trained(study, store, refs, references, folders, prompts)
+def _trained(
+    study: StudySpec,
+    store: Store,
+    refs: EncoderRefs,
+    runs: Sequence[Run],
+    given: Sequence[StudyCheckpoint],
+    prompts: PromptList,
+) -> Trained:
+    kept = [checkpoint for run in runs for checkpoint in kept_checkpoints(store, run, refs)]
+    return Trained(study, store, refs, (*kept, *given), scorers_of(study, refs.extractor), prompts)
 
 
-def sweep(study: StudySpec, store: Store, workers: int | None = None, progress: Progress = silent) -> pd.DataFrame:
-    """Train, sample and score what is missing; the results table of `table`."""
-    trained = train(study, store, workers, progress)
-    cells = trained.cells
-    with one_thread():
+def sweep(
+    study: StudySpec,
+    store: Store,
+    workers: int | None = None,
+    progress: Progress = silent,
+    executor: Executor | None = None,
+    search: Search | None = None,
+) -> pd.DataFrame:
+    """Train, sample and score what is missing; the results table of `table`. `executor`, and errors, as for `train`.
+
+    `search`: look for the cost-quality frontier adaptively, and score the cells that it takes; None: score every cell.
+    """
+    check(study)
+    executor = executor or Processes(workers or default_workers())
+    with store.held(), one_thread():
+        trained = _train(study, store, executor, progress)
         names = measures.metric_names(study.evaluation, trained.refs)
         judge = Judge.build(study.evaluation, measures.loaded(names), against(study, store), trained.prompts)
+        cells, batches = trained.cells, store.smaller_batches()
         write_expansion(trained, judge)
-        make_chunks(
-            cells,
-            trained.folders,
-            store,
-            trained.refs,
-            trained.prompts,
-            study.evaluation.images,
-            metrics=names,
-            workers=workers or default_workers(),
-            keep_images=study.evaluation.keep_images,
-            progress=progress,
-        )
-        score_cells(cells, store, judge, progress)
+        if search is None:
+            store.forget_search()
+        else:
+            make = functools.partial(_make_chunks, trained, names, executor, progress)
+            costs = store.expansion()["cells"]
+            cells = adaptive.finalists(cells, costs, store, judge, trained.prompts, make, search, progress)
+        scored = {key for key, missing in missing_scores(cells, store, judge).items() if not missing}
+        made = _make_chunks(trained, names, executor, progress, cells, whole=scored)
+        if store.smaller_batches() != batches:  # memory ran out
+            write_expansion(trained, judge)
+        score_cells([cell for cell in made if cell.sample_key not in scored], store, judge, progress)
         write_baselines(trained, judge)
     return table(store)
+
+
+def sweep_shard(
+    study: StudySpec,
+    store: Store,
+    shard: Shard,
+    workers: int | None = None,
+    progress: Progress = silent,
+    executor: Executor | None = None,
+) -> dict[str, Any]:
+    """Make images and features of share i of n of the cells, for `shard` (i, n), of a trained study; score nothing.
+
+    Shards of one study may share a store, or have each a copy of the trained one, to be merged; a sweep then scores.
+
+    Raises:
+        SpecError, DataError: as `check`.
+        StoreError: the store holds another study or its members are not trained, or a sweep is at work on it.
+    """
+    check(study)
+    if store.study().digest != study.digest:
+        raise StoreError(f"{store.path}: holds another study: run `isocost train` with this one first.")
+    with store.held(shared=True), one_thread():
+        trained = opened(store)
+        if not store.expansion()["cells"]:
+            store.write_expansion(cells=cell_rows(trained))  # for `isocost status`
+        names = measures.metric_names(study.evaluation, trained.refs)
+        executor = executor or Processes(workers or default_workers())
+        made = _make_chunks(trained, names, executor, progress, cells_of(shard, trained.cells))
+    return {"store": str(store.path), "shard": "/".join(map(str, shard)), "cells": len(made)}
+
+
+def _make_chunks(
+    trained: Trained,
+    metrics: tuple[str, ...],
+    executor: Executor,
+    progress: Progress,
+    cells: Sequence[Cell],
+    prompts: PromptList | None = None,
+    images: int | None = None,
+    whole: Set[str] = frozenset(),
+) -> list[Cell]:
+    """All images of cells on all prompts; or the first `images` of them on a half of the prompts.
+
+    whole: sample keys of which all features were there before, as they are scored.
+    """
+    evaluation = trained.study.evaluation
+    return make_chunks(
+        cells,
+        trained.folders,
+        trained.store,
+        trained.refs,
+        prompts or trained.prompts,
+        images or evaluation.images,
+        metrics=metrics,
+        executor=executor,
+        keep_images=evaluation.keep_images,
+        whole=frozenset() if evaluation.keep_images else whole,
+        progress=progress,
+    )
 
 
 def opened(store: Store) -> Trained:
@@ -166,11 +266,13 @@ def opened(store: Store) -> Trained:
     unfinished = [run["member"] for run in expansion["runs"] if store.images_seen(run["digest"]) < run["images"]]
     if unfinished or not expansion["places"]:
         missing = ", ".join(unfinished) or "none of the members"
-        raise StoreError(f"{store.path}: training is not finished ({missing}). Run `isocost sweep` again to go on.")
+        raise StoreError(f"{store.path}: training is not finished ({missing}). `isocost train` goes on.")
     place = {name: store.resolve(reference) for name, reference in expansion["places"][0].items()}
-    data = LatentShards(store.path / "data" / Path(place.pop("data")).name)
+    data, runs = place.pop("data", None), []
+    if data is not None:
+        runs = grid.runs(study, data_spec(read_header(store.path / "data" / Path(data).name)))
     prompts = prompts_of(study.evaluation.prompts, study.data)
-    return _trained(study, store, EncoderRefs(**place), grid.runs(study, data.spec), prompts)
+    return _trained(study, store, EncoderRefs(**place), runs, given_checkpoints(study), prompts)
 
 
 # --- what a study expands to, and its table ---
@@ -178,65 +280,38 @@ def opened(store: Store) -> Trained:
 
 def write_expansion(trained: Trained, judge: Judge) -> None:
     """Keep what the study expands to beside it: `status` and `table` then need neither networks nor sources."""
-    costs = CellCosts(trained)
-    cells = [grid.columns(cell) | costs.of(cell) for cell in trained.cells]
     scores = [spec.model_dump(mode="json") for spec in judge.all_specs()]
-    trained.store.write_expansion(cells=cells, scores=scores, metrics=judge.described())
+    parts = {"scores": scores, "metrics": judge.described()}
+    made_by = [{"digest": _made_by(trained)}]
+    if trained.store.expansion().get("made_by") != made_by or environment()["dirty"]:
+        parts |= {"cells": cell_rows(trained), "made_by": made_by}  # of many cells, this takes a while
+    trained.store.write_expansion(**parts)
 
 
-class CellCosts:
-    """What one image of a cell costs: evaluations, honest GFLOPs, the paper's cost, and measured seconds."""
-
-    def __init__(self, trained: Trained):
-        self.trained = trained
-        autoencoder = load_autoencoder(trained.refs.autoencoder)
-        text_encoder = load_text_encoder(trained.refs.text_encoder)
-        self.decoder_flops = autoencoder_flops(autoencoder.module, _latent_side(trained))
-        self.text_flops = text_encoder.flops
-        self.context_length = text_encoder.context_shape[0]
-
-    def of(self, cell: Cell) -> dict[str, Any]:
-        plan, model, side = cell.plan, cell.model, cell.key.latent_shape[1]
-        pairs = timestep_pairs(plan.schedule, plan.steps, plan.spacing)
-        evaluations = planned_evaluations(plan.sampler, pairs, plan.guidance, plan.schedule)
-        unet_flops = forward_flops(model, side, self.context_length)
-        cost = image_cost(evaluations, unet_flops, self.text_flops, self.decoder_flops, guided=cell.guided)
-        relative = norm_cost(model, reference_member(self.trained.study), side, self.context_length)
-        trained_flops = training_flops_an_image(model, side, self.context_length) * cell.checkpoint.images_seen
-        return {
-            "params": parameters(model),
-            "train_gflops": trained_flops / 1e9,
-            "norm_cost": relative,
-            "evaluations": evaluations,
-            "gflops_per_image": cost.gflops,
-            "paper_cost": paper_cost(relative, plan.steps),
-        }
+def _made_by(trained: Trained) -> str:
+    """What the rows of the cells are a function of, code included."""
+    code = [environment()[name] for name in ("isocost", "commit")]
+    references = [checkpoint.ref.canonical() for checkpoint in trained.checkpoints]
+    return digest_of([code, trained.study.digest, references, trained.store.smaller_batches()])
 
 
-def reference_member(study: StudySpec) -> ModelSpec:
-    """The member of norm. cost 1: its ladder's reference, or the largest member of a family without a ladder."""
-    families = {ladder.reference.family: ladder.reference for ladder in LADDERS.values()}
-    first = study.members[0]
-    shared = families.get(first.family)
-    if shared is None:
-        return max(study.members, key=parameters)
-    same_input = {name: getattr(first, name) for name in ("context_dim", "num_heads", "in_channels", "out_channels")}
-    return shared.model_copy(update=same_input)
+def cell_rows(trained: Trained) -> list[dict[str, Any]]:
+    """What the expansion says of every cell: what it is, what an image costs, and what that asks of the networks."""
+    costs = CellCosts(trained.study, trained.checkpoints)
+    return [grid.columns(cell) | costs.of(cell) | measured.work(cell.plan) for cell in trained.cells]
 
 
-def _latent_side(trained: Trained) -> int:
-    return trained.runs[0][0].spec.data.latent_shape[1]
-
-
-def table(store: Store) -> pd.DataFrame:
+def table(store: Store, wanted: measured.Wanted | None = None) -> pd.DataFrame:
     """One row a (cell, metric, split): what it is, what it costs, its value and error.
 
     `value` is corrected for the metric's estimated bias where there is one (`plug_in` is the number before that);
-    `captions_cut` counts captions of which the metric's text tower reads the beginning only; `seconds_per_image` is the
-    median over the cell's chunks, as measured with the sweep's own load on the machine.
+    `captions_cut` counts captions of which the metric's text tower reads the beginning only; `seconds_per_image` is
+    from what `isocost measure` found (of several devices and engines, `wanted`'s), else the median over the cell's
+    chunks as the sweep took them, and `seconds_as` says which.
 
     Raises:
         StoreError: no study in the store, or nothing scored yet.
+        SpecError: nothing that is `wanted` was measured.
     """
     store.study()
     expansion = store.expansion()
@@ -245,18 +320,19 @@ def table(store: Store) -> pd.DataFrame:
     if cells.empty or scores.empty:
         raise StoreError(f"{store.path}: no scores yet. `isocost sweep` goes on from what is there.")
     frame: Any = cells.merge(scores, on="sample_key", how="inner")
-    keys = frame["sample_key"].unique()
-    seconds = pd.Series({key: np.median([s for _, s in store.chunk_costs(key)]) for key in keys}, dtype=float)
+    seconds = measured.cell_seconds(store, expansion["cells"], wanted)
     frame["plug_in"] = frame["value"]
     frame["value"] = frame["plug_in"] - frame["bias"].fillna(0.0)
     extractors = frame["extractor"].str.partition("@")[0]
-    names = [label(*key) for key in zip(frame["metric"], extractors, strict=True)]
+    of_metric = functools.cache(label)
+    names = [of_metric(*key) for key in zip(frame["metric"], extractors, strict=True)]
     cut = {metric["label"]: metric["captions_cut"] for metric in expansion["metrics"]}
     return frame.assign(
         metric=names,
         captions_cut=[cut.get(name, 0) for name in names],
-        seconds_per_image=frame["sample_key"].map(seconds),
-    )
+        seconds_per_image=frame["sample_key"].map(pd.Series(seconds.by_key, dtype=float)),
+        seconds_as=seconds.source,
+    ).drop(columns=["calls", "noises", "chosen_by"], errors="ignore")
 
 
 def metric_label(store: Store, name: str) -> str:
@@ -291,8 +367,9 @@ def strip(trained: Trained, cell: Cell, prompts: PromptList, count: int) -> np.n
                 store=store.path,
                 key=key,
                 index=0,
-                checkpoint=trained.folders[cell.checkpoint.content_digest],
+                folders=folders_of(cell.plan, trained.folders),
                 refs=trained.refs,
+                scorer=cell.scorer,
                 prompts=chunk_prompts(prompts, 0, count),
                 metrics=(),
                 keep_images=True,
@@ -318,7 +395,7 @@ def write_baselines(trained: Trained, judge: Judge) -> None:
         return
     path = trained.store.path / "baselines.json"
     source = trained.study.data
-    autoencoder = load_autoencoder(trained.refs.autoencoder)
+    autoencoder = load_autoencoder(trained.checkpoints[0].autoencoder)
     prompts = trained.prompts.promptset.canonical()
     inputs = digest_of([prompts, len(judge.wanted), source.resolution, classifier.digest, autoencoder.digest])
     if path.is_file() and json.loads(path.read_text()).get("inputs") == inputs:

@@ -78,8 +78,14 @@ class Judge:
     def estimates(self, measure: Measure, features: Mapping[str, np.ndarray], split: Split) -> dict[str, Estimate]:
         """One metric on one split: an Estimate, or several by name (caption accuracy, by attribute)."""
         rows = self.rows(split)
+        return self.estimates_at(measure, {name: values[rows] for name, values in features.items()}, rows)
+
+    def estimates_at(
+        self, measure: Measure, features: Mapping[str, np.ndarray], rows: np.ndarray
+    ) -> dict[str, Estimate]:
+        """The same of images whose `features` [n, D] are at the places `rows` [n]."""
         sample = Sample(
-            columns={column.name: features[column.name][rows] for column in measure.columns()},
+            columns={column.name: features[column.name] for column in measure.columns()},
             texts=lambda clip: self.texts[measure.identity][rows],
             wanted=lambda: [self.wanted[row] for row in rows],
         )
@@ -97,22 +103,29 @@ class Judge:
         ]
 
 
+def missing_scores(
+    cells: Sequence[Cell], store: Store, judge: Judge
+) -> dict[str, list[tuple[Split, Measure, ScoreSpec]]]:
+    """The scores that each sample key lacks: an empty list where it has all."""
+    scored = store.score_keys()
+    wanted: list[tuple[Split, Measure, ScoreSpec]] = [
+        (split, measure, judge.spec(measure, split)) for split in SPLITS for measure in judge.measures
+    ]
+    keys = dict.fromkeys(cell.sample_key for cell in cells)
+    return {key: [item for item in wanted if store.score_key(key, item[2]) not in scored] for key in keys}
+
+
 def score_cells(cells: Sequence[Cell], store: Store, judge: Judge, progress: Progress = silent) -> None:
     """Score every cell that lacks a score. Cells that are there are left alone."""
-    scored = store.score_keys()
-    keys = list(dict.fromkeys(cell.key.digest for cell in cells))
-    chunks = chunks_needed(judge.evaluation.images, cells[0].key.engine) if cells else 0
-    for done, key in enumerate(keys, 1):
-        wanted: list[tuple[Split, Measure, ScoreSpec]] = [
-            (split, measure, judge.spec(measure, split)) for split in SPLITS for measure in judge.measures
-        ]
-        missing = [item for item in wanted if store.score_key(key, item[2]) not in scored]
+    engines = {cell.sample_key: cell.key.engine for cell in cells}
+    names = [column.name for column in columns_of(judge.measures)]
+    for done, (key, missing) in enumerate(missing_scores(cells, store, judge).items(), 1):
         if missing:
-            names = [column.name for column in columns_of(judge.measures)]
+            chunks = chunks_needed(judge.evaluation.images, engines[key])
             features = cell_features(store, key, names, chunks, judge.evaluation.images)
             for split, measure, spec in missing:
                 _write(store, key, spec, judge.estimates(measure, features, split))
-        progress("score", done, len(keys), "")
+        progress("score", done, len(engines), "")
 
 
 def cell_features(

@@ -21,6 +21,7 @@ from isocost.scoring.references import ReferenceSet, load_reference
 from isocost.scoring.sets import Features, ImageSet, Source, Wanted, open_set, shared
 from isocost.specs import SampleKey, load
 from isocost.study.artifacts import against, prompts_of
+from isocost.study.grid import cell_name
 from isocost.study.images import chunks_needed
 from isocost.study.store import Store, StoredChunk
 
@@ -99,11 +100,6 @@ def cells_of(store: Store, prefix: str | None = None) -> list[CellImages]:
     prompts = prompts_of(study.evaluation.prompts, study.data)
     count = study.evaluation.images
     return [CellImages(f"{cell_name(rows[key])} [{key[:8]}]", store, key, prompts, count) for key in chosen]
-
-
-def cell_name(row: Mapping[str, Any]) -> str:
-    """What a person calls a cell of the expansion: `c16 ddim 8 steps x2`."""
-    return f"{row['member']} {row['sampler']} {row['steps']} steps x{row['guidance_scale']:g}"
 
 
 def defaults_of(store: Store) -> Defaults:

@@ -2,11 +2,13 @@
 
     STORE/study.yaml               the study that last ran here
     STORE/expansion.json           the runs and cells that it expands to, with their costs
+    STORE/search.json              what adaptive search found, or has so far
     STORE/locator.json             content digest -> where that encoder lies (never part of a digest)
     STORE/data/ENCODERS/           encoded shards
     STORE/checkpoints/TRAINSPEC/   one training run
     STORE/references/KEY.safetensors
     STORE/chunks/ab/KEY/00003.safetensors    features of engine.batch images, with evaluations and seconds
+    STORE/batches/KEY.json         the smaller batch that goes on for a sample key, as memory ran out
     STORE/cells/ab/KEY.json        one Score; KEY.npy beside it: its influence values, fp32, one an image
                                              (and one a reference image, where the reference is a small sample)
     STORE/influence/DIGEST.safetensors       influence values of many scores: where `compact` moves those .npy files
@@ -18,9 +20,13 @@ Chunks, cells and influence values are the truth. A file that is there is whole;
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,8 +35,9 @@ import numpy as np
 
 from isocost.errors import DataError, StoreError
 from isocost.files import atomic_write
+from isocost.processes import HeldByOthersError, hold
 from isocost.runlog import images_seen
-from isocost.specs import SampleKey, Score, ScoreSpec, StudySpec, digest_of, load
+from isocost.specs import SampleKey, Score, ScoreSpec, StudySpec, canonical_json, load
 from isocost.study.influence import Pack, encode
 
 
@@ -68,6 +75,26 @@ class Store:
         self.path = Path(path)
         self._packs: dict[Path, Pack] = {}
         self._kept_costs: dict[str, list[tuple[int, float]]] | None = None
+
+    @contextmanager
+    def held(self, shared: bool = False) -> Iterator[None]:
+        """Hold the store against a second sweep; with `shared`, as shards of one do.
+
+        Raises:
+            StoreError: another process holds it, or it cannot be written.
+        """
+        with ExitStack() as held:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                held.enter_context(hold(self.path, shared))
+            except HeldByOthersError as others:
+                raise StoreError(
+                    f"{self.path}: another process works on this store ({others}): wait for it, or stop it. Sweeps "
+                    "that share the work are shards: `isocost sweep --shard 0/2` and `1/2`."
+                ) from None
+            except OSError as error:
+                raise StoreError(f"{self.path}: cannot write: {error.strerror or error}.") from None
+            yield
 
     # --- the study and where things lie ------------------------------------------------------------------
 
@@ -112,16 +139,33 @@ class Store:
         return str(self.path / reference) if (self.path / reference).is_dir() else reference
 
     def expansion(self) -> dict[str, list[dict[str, Any]]]:
-        """What the study expands to: `runs` (member, seed, digest, images), `cells` (what each is and costs), `scores`
-        (the ScoreSpecs that every cell is to have), `metrics` (each as asked for and as printed) and `places` (where
-        data and encoders lie; one dict)."""
+        """What the study expands to: `runs` (member, seed, digest, images), `cells` (what each is and costs), `halves`
+        (their sample keys on half the prompts, where adaptive search looks), `scores` (the ScoreSpecs that every cell
+        is to have), `metrics` (each as asked for and as printed) and `places` (where data and encoders lie; one dict).
+        """
         path = self.path / "expansion.json"
-        known = {"runs": [], "cells": [], "scores": [], "metrics": [], "places": []}
+        known = {"runs": [], "cells": [], "halves": [], "scores": [], "metrics": [], "places": []}
         return known | json.loads(path.read_text()) if path.is_file() else known
 
     def write_expansion(self, **parts: list[dict[str, Any]]) -> None:
-        text = json.dumps(self.expansion() | parts, indent=1)
+        text = json.dumps(self.expansion() | parts)  # without indent: that takes Python's own encoder, ten times slower
         write_atomically(self.path / "expansion.json", text.encode())
+
+    def search(self) -> dict[str, Any] | None:
+        """What adaptive search found, or has so far; None where the study was not searched, or in full since."""
+        path = self.path / "search.json"
+        record = json.loads(path.read_text()) if path.is_file() else None
+        return record if record and record["study"] == self.study().digest else None
+
+    def write_search(self, record: dict[str, Any]) -> None:
+        text = json.dumps({"study": self.study().digest} | record, indent=1)
+        write_atomically(self.path / "search.json", text.encode())
+
+    def forget_search(self) -> None:
+        (self.path / "search.json").unlink(missing_ok=True)
+
+    def forget_expansion(self) -> None:
+        (self.path / "expansion.json").unlink(missing_ok=True)
 
     def images_seen(self, train_digest: str) -> int:
         """How far a training run is, by its log; 0 where it has not begun."""
@@ -138,6 +182,21 @@ class Store:
         if not path.is_file():
             write_atomically(path, key.to_yaml().encode())
 
+    def smaller_batch(self, sample_key: str) -> int | None:
+        """The batch that goes on for a sample key at which memory ran out."""
+        path = self._batch_path(sample_key)
+        return json.loads(path.read_text())["batch"] if path.is_file() else None
+
+    def smaller_batches(self) -> dict[str, int]:
+        """`smaller_batch` by sample key, of all that there are."""
+        return {path.stem: json.loads(path.read_text())["batch"] for path in self._batch_path("").parent.glob("*.json")}
+
+    def write_smaller_batch(self, sample_key: str, batch: int) -> None:
+        write_atomically(self._batch_path(sample_key), json.dumps({"batch": batch}).encode())
+
+    def _batch_path(self, sample_key: str) -> Path:
+        return self.path / "batches" / f"{sample_key}.json"
+
     def has_chunk(self, sample_key: str, index: int, tensors: Iterable[str] = ()) -> bool:
         """Whether a chunk is there, with these tensors (`images`, `features/NAME`) in it."""
         path = self.chunk_path(sample_key, index)
@@ -147,8 +206,17 @@ class Store:
         """Whether a chunk belongs to a scored cell (image strips keep images only)."""
         return any(name.startswith("features/") for name in _header(chunk))
 
-    def count_chunks(self, sample_key: str) -> int:
-        return sum(1 for _ in self.chunk_path(sample_key, 0).parent.glob("*.safetensors"))
+    def chunks(self) -> dict[str, set[int]]:
+        """Which chunks each sample key has, by file name."""
+        return {
+            folder.name: {int(file.name.partition(".")[0]) for file in _files(folder, ".safetensors")}
+            for shelf in _entries(self.path / "chunks")
+            for folder in _entries(shelf)
+        }
+
+    def count_chunks(self) -> Counter[str]:
+        """How many chunks each sample key has."""
+        return Counter({key: len(indices) for key, indices in self.chunks().items()})
 
     def write_chunk(self, sample_key: str, index: int, chunk: StoredChunk) -> None:
         """Store a chunk. Features and images that one of the same place already has are kept beside the new."""
@@ -183,20 +251,32 @@ class Store:
     def chunk_costs(self, sample_key: str) -> list[tuple[int, float]]:
         """(evaluations, seconds) an image of every chunk of a cell: as `write_costs` left them where there are as many
         chunks, else from the headers."""
-        paths = sorted(self.chunk_path(sample_key, 0).parent.glob("*.safetensors"))
+        paths = sorted(entry.path for entry in _files(self.chunk_path(sample_key, 0).parent, ".safetensors"))
         kept = self._costs().get(sample_key, [])
         if len(kept) != len(paths):
-            metas = [_header(path)["__metadata__"] for path in paths]
+            metas = [_header(Path(path))["__metadata__"] for path in paths]
             kept = [(int(meta["evaluations"]), float(meta["seconds"])) for meta in metas]
         return [(evaluations, seconds) for evaluations, seconds in kept]
 
-    def write_costs(self) -> None:
-        """Keep every chunk's costs in one file: a large study has hundreds of thousands of headers."""
-        self._kept_costs = {}
-        keys = sorted(path.name for path in (self.path / "chunks").glob("*/*"))
-        costs = {key: self.chunk_costs(key) for key in keys}
+    def write_costs(self, rebuild: bool = False) -> None:
+        """Keep every chunk's costs in one file: a large study has hundreds of thousands of headers.
+
+        rebuild: read them all again, not only those of cells that have more chunks than were kept.
+        """
+        if rebuild:
+            self._kept_costs = {}
+        costs = self.costs()
         write_atomically(self.path / "costs.json", json.dumps(costs).encode())
         self._kept_costs = costs
+
+    def costs(self) -> dict[str, list[tuple[int, float]]]:
+        """`chunk_costs` of all sample keys."""
+        kept = self._costs()
+        return {
+            key: kept[key] if len(kept.get(key, ())) == len(indices) else self.chunk_costs(key)
+            for key, indices in sorted(self.chunks().items())
+            if indices
+        }
 
     def _costs(self) -> dict[str, list[tuple[int, float]]]:
         if self._kept_costs is None:
@@ -208,7 +288,9 @@ class Store:
 
     @staticmethod
     def score_key(sample_key: str, score_spec: ScoreSpec) -> str:
-        return digest_of({"sample_key": sample_key, "score_spec": score_spec.canonical()})
+        """`digest_of({"sample_key": ..., "score_spec": ...})`, for many cells of few specs. A sample key is hex."""
+        text = f'{{"sample_key":"{sample_key}","score_spec":{_canonical(score_spec)}}}'  # pyright: ignore[reportArgumentType]
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def score_path(self, key: str) -> Path:
         return self.path / "cells" / key[:2] / f"{key}.json"
@@ -287,11 +369,33 @@ class Store:
 
     def score_keys(self) -> set[str]:
         """Keys of all scores that are there, by file name."""
-        return {path.stem for path in (self.path / "cells").glob("*/*.json")}
+        return {file.name.removesuffix(".json") for file in self._score_files()}
+
+    def _score_files(self) -> Iterator[os.DirEntry[str]]:
+        return (file for shelf in _entries(self.path / "cells") for file in _files(shelf, ".json"))
 
     def _stamp(self) -> dict[str, float]:
-        times = [path.stat().st_mtime_ns for path in (self.path / "cells").glob("*/*.json")]
+        times = [file.stat().st_mtime_ns for file in self._score_files()]
         return {"cells": len(times), "newest": max(times, default=0)}
+
+
+@functools.lru_cache(maxsize=1024)
+def _canonical(spec: ScoreSpec) -> str:
+    return canonical_json(spec.canonical())
+
+
+def _entries(folder: str | os.PathLike[str]) -> Iterator[os.DirEntry[str]]:
+    """What a folder holds, in no order; nothing where there is none. A glob would make a Path of each, and be slow."""
+    try:
+        with os.scandir(folder) as entries:
+            yield from entries
+    except (FileNotFoundError, NotADirectoryError):
+        return
+
+
+def _files(folder: str | os.PathLike[str], suffix: str) -> Iterator[os.DirEntry[str]]:
+    """Files of a suffix in a folder, in no order; temporary ones are left out."""
+    return (entry for entry in _entries(folder) if entry.name.endswith(suffix) and not entry.name.startswith("."))
 
 
 def _header(path: Path) -> dict[str, Any]:

@@ -3,22 +3,30 @@ copies what is missing, removes what nothing refers to, or puts many small files
 
 from __future__ import annotations
 
+import gzip
 import json
-import os
+import platform
 import shutil
 import tarfile
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from isocost.errors import DataError, StoreError
+from isocost.processes import is_alive
 from isocost.specs import canonical_json
 from isocost.study.influence import SCORES_A_PACK
 from isocost.study.store import Store, write_atomically
 
 # What can be had again from the rest, or belongs to one machine: not carried by merge or pack.
 DERIVED = {"index.parquet", "index.json", "costs.json", "report.html"}
+
+READABLE = 2**21  # bytes: a larger file is not read in a diff, and is published compressed
+
+# A file of another machine's that is older was left by a process that died.
+SECONDS_TO_WRITE = 3600
 
 # Columns of the index that tell ScoreSpecs apart.
 ONE_SPEC = ["metric", "extractor", "reference", "split", "images"]
@@ -64,8 +72,9 @@ def prune(store: Store, dry_run: bool = False) -> dict[str, Any]:
     Image strips have sample keys of their own and are kept while their checkpoint is; packed influence values are kept
     while any of their scores is.
     """
-    wanted = {cell["sample_key"] for cell in store.expansion()["cells"]}
-    if not wanted:
+    expansion = store.expansion()
+    wanted = {cell["sample_key"] for cell in [*expansion["cells"], *expansion["halves"]]}
+    if not expansion["cells"]:
         raise StoreError(f"{store.path}: the study's cells are not known yet; nothing can be pruned.")
     leftovers = [path for path in store.path.rglob(".*.tmp-*") if not _is_being_written(path)]
     doomed = leftovers + [path for path, key in _owned(store) if key not in wanted]
@@ -89,14 +98,11 @@ def _owned(store: Store) -> Iterator[tuple[Path, str]]:
 
 
 def _is_being_written(temporary: Path) -> bool:
-    """Whether the process that a temporary file is named after still lives (on this machine)."""
-    try:
-        os.kill(int(temporary.name.rpartition("-")[2]), 0)
-    except (ValueError, ProcessLookupError):
-        return False
-    except PermissionError:
-        return True
-    return True
+    """Whether the process that a temporary file is named after (`.NAME.tmp-HOST-PID`) may still live."""
+    host, _, pid = temporary.name.rpartition(".tmp-")[2].rpartition("-")
+    if host not in ("", platform.node()):
+        return time.time() - temporary.stat().st_mtime < SECONDS_TO_WRITE
+    return pid.isdecimal() and is_alive(int(pid))
 
 
 def compact(store: Store) -> dict[str, Any]:
@@ -107,7 +113,7 @@ def compact(store: Store) -> dict[str, Any]:
     """
     for name in ("index.parquet", "index.json"):
         (store.path / name).unlink(missing_ok=True)
-    store.write_costs()
+    store.write_costs(rebuild=True)
     scores = store.index()
     packed = 0
     for _, alike in scores.groupby(ONE_SPEC, dropna=False) if len(scores) else ():
@@ -143,7 +149,8 @@ def pack(store: Store, out: Path) -> dict[str, Any]:
 def publish(store: Store, out: Path) -> dict[str, Any]:
     """What a paper or a repository keeps of a store: spec, all scores, what their cells are, environment, figures.
 
-    `scores.json` is the list of Score objects; `cells.json` says what each sample key is and costs.
+    `scores.json` is the list of Score objects; `cells.json` says what each sample key is and costs. A file of more than
+    `READABLE` bytes is compressed, with the suffix .gz.
     """
     scores = [score for _, score in store.scores()]
     if not scores:
@@ -159,7 +166,8 @@ def publish(store: Store, out: Path) -> dict[str, Any]:
     if (store.path / "baselines.json").is_file():
         contents["baselines.json"] = (store.path / "baselines.json").read_text()
     for name, text in contents.items():
-        write_atomically(out / name, text.encode())
+        content, large = text.encode(), len(text) > READABLE
+        write_atomically(out / (f"{name}.gz" if large else name), gzip.compress(content, mtime=0) if large else content)
     figures = sorted((store.path / "figures").glob("*.png"))
     for path in figures:
         write_atomically(out / "figures" / path.name, path.read_bytes())

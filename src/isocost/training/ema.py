@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from isocost import specs
+from isocost.dtensors import like, local
 
 
 def decay(ema: specs.Ema, images_seen: int, batch: int) -> float:
@@ -31,13 +32,16 @@ class Average:
     @torch.no_grad()
     def update(self, images_seen: int, batch: int) -> None:
         """Follow one step of `batch` images, after which `images_seen` were seen."""
-        new = [parameter.detach().float() for parameter in self._parameters]
-        torch._foreach_lerp_(self._averages, new, 1 - decay(self.ema, images_seen, batch))  # pyright: ignore
+        new = [local(parameter.detach()).float() for parameter in self._parameters]
+        averages = [local(average) for average in self._averages]
+        torch._foreach_lerp_(averages, new, 1 - decay(self.ema, images_seen, batch))  # pyright: ignore
 
     def state_dict(self) -> dict[str, Tensor]:
+        """By parameter; sharded where parameters are."""
         return dict(zip(self._names, self._averages, strict=True))
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """From whole tensors."""
         for name, average in self.state_dict().items():
-            average.copy_(state[name])
+            average.copy_(like(average, state[name]))

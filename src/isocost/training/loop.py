@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +17,27 @@ import torch
 from torch import Tensor
 
 from isocost.data import sampler
-from isocost.diffusion.denoiser import from_unet
-from isocost.diffusion.schedule import alphas_cumprod
+from isocost.diffusion.denoiser import check_prediction, from_unet
 from isocost.encoders.latents import LatentShards
-from isocost.errors import DataError, SpecError, TrainingError, lookup
+from isocost.environment import environment
+from isocost.errors import DataError, IsocostError, SpecError, TrainingError, lookup
 from isocost.models.build import build
-from isocost.optim import MuonAdamW
 from isocost.processes import only_trainer, stop_signals
-from isocost.runlog import Log
-from isocost.specs import CheckpointRef, LrSchedule, Optimizer, TrainSettings, TrainSpec
+from isocost.runlog import Log, note_session
+from isocost.specs import CheckpointRef, LrSchedule, TrainSettings, TrainSpec
+from isocost.training import parallel
 from isocost.training import state as states
 from isocost.training.ema import Average
+from isocost.training.lean import LeanForward
 from isocost.training.objectives import OBJECTIVES, Batch
-from isocost.training.state import EMA, Checkpoint, TrainState
+from isocost.training.optimizer import make_optimizer
+from isocost.training.parallel import ALONE, PLAIN, Layout, Ranks
+from isocost.training.state import EMA, Checkpoint, Saving, TrainState
+from isocost.training.timesteps import draw_timesteps
 
 REPLAY = ".replay"  # in a run's folder
+BUCKETS = 4  # of timesteps, in which losses are logged
+LEAN = {"micro"}  # families whose members spend a step on a CPU on many small operations
 
 
 def train(
@@ -42,34 +50,47 @@ def train(
     keep_last: int = 2,
     save_every_images: int | None = None,
     locate: Callable[[CheckpointRef], Path] | None = None,
+    ranks: Ranks = ALONE,
+    layout: Layout = PLAIN,
+    save_aside: bool = False,
 ) -> Path:
     """Train a member to `spec.images` images seen, and return the folder of its final checkpoint.
 
     To resume, call it again: it goes on from the newest intact checkpoint in `folder`, and weights, averages and losses
-    are bit for bit those of a run that was never interrupted (same device and threads). A checkpoint of
-    `spec.checkpoints` that is gone, although the run has ended, is made again.
+    are bit for bit those of a run that was never interrupted (same device, threads, ranks and layout; with others they
+    are the same up to rounding). A checkpoint of `spec.checkpoints` that is gone, although the run has ended, is made
+    again.
 
     progress: called after each step with the line of metrics.jsonl. keep_last: full states kept to resume from.
     save_every_images: how often a state is saved besides `spec.checkpoints` (None: 20 times a run). No result depends
     on it.
     locate: finds the checkpoint of `spec.start_from`.
+    ranks, layout: the processes that train together, each of which calls this, and how weights are spread over them.
+    save_aside: training goes on while a copy of the state is written. What fails there is raised at a later step.
 
-    On SIGTERM or SIGINT the state is saved and `SystemExit` raised. Raises `TrainingError` when the loss is not finite
-    or the disk is full, naming the checkpoint that is left; `DataError` for data that the spec was not made for, and
-    for a damaged checkpoint among those that are kept for scoring.
+    On SIGTERM or SIGINT, to any rank, the state is saved and `SystemExit` raised. Raises `TrainingError` when the loss
+    is not finite or a disk is full, naming the checkpoint that is left; `DataError` for data that the spec was not made
+    for, and for a damaged checkpoint among those that are kept for scoring: the same error on every rank.
     """
     folder = Path(folder)
     _check(spec, data)
-    folder.mkdir(parents=True, exist_ok=True)
+    parallel.check(layout, ranks, spec.batch, spec.accumulation)
     save_every = save_every_images or max(spec.images // 20, 1)
-    with only_trainer(folder), stop_signals() as stop:
-        way = _Way(device, progress, keep_last, save_every, locate, stop)
-        if spec.images in lost_checkpoints(folder, spec):
+    with ExitStack() as held:
+        ranks.first(lambda: _hold(folder, held))
+        stop = held.enter_context(stop_signals(patient=ranks.world > 1))
+        way = _Way(device, progress, keep_last, save_every, locate, stop, ranks, layout, save_aside)
+        if spec.images in ranks.first(lambda: lost_checkpoints(folder, spec)):
             _run(spec, data, folder, spec.images, way)
-        if lost := lost_checkpoints(folder, spec):
+        if lost := ranks.first(lambda: lost_checkpoints(folder, spec)):
             _replay(spec, data, folder, lost, way)
-        shutil.rmtree(folder / REPLAY, ignore_errors=True)
+        ranks.first(lambda: shutil.rmtree(folder / REPLAY, ignore_errors=True))
     return folder / "checkpoints" / f"{spec.images:09d}"
+
+
+def _hold(folder: Path, held: ExitStack) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    held.enter_context(only_trainer(folder))
 
 
 @dataclass(frozen=True)
@@ -82,84 +103,173 @@ class _Way:
     save_every: int
     locate: Callable[[CheckpointRef], Path] | None
     stop: list[int]
+    ranks: Ranks
+    layout: Layout
+    save_aside: bool
 
 
 def _run(spec: TrainSpec, data: LatentShards, folder: Path, until: int, way: _Way) -> None:
     """Go on to `until` images seen, saving states and kept checkpoints."""
-    state = start(spec, way.device, way.locate)
-    _resume(state, spec, folder)
-    log = Log(folder, state.images_seen)
-    try:
-        clock = time.monotonic() - log.seconds
+    ranks = way.ranks
+    state = start(spec, way.device, way.locate, ranks, way.layout)
+    _resume(state, spec, folder, ranks)
+    with _Recorder(spec, folder, state.images_seen, way) as recorder:
         while state.images_seen < until:
-            line = step(state, spec, data, folder)
-            line["seconds"] = round(time.monotonic() - clock, 3)
-            log.write(line)
-            if way.progress:
-                way.progress(line)
-            if way.stop or _is_due(state.images_seen, spec, way.save_every):
-                log.sync()
-                states.save(state, spec, folder)
-                states.retain(folder, way.keep_last, spec.checkpoints)
-            if way.stop and state.images_seen < until:
-                raise SystemExit(128 + way.stop[0])
-    finally:
-        log.close()
+            line = step(state, spec, data, folder, ranks)
+            stopping = recorder.record(line)
+            if stopping or _is_due(state.images_seen, spec, way.save_every):
+                recorder.save(state, wait=stopping or state.images_seen >= until)
+            if stopping and state.images_seen < until:
+                raise SystemExit(128 + (way.stop or [signal.SIGTERM])[0])
+
+
+def _session(way: _Way) -> dict[str, Any]:
+    """What of a session may move last bits."""
+    return {"device": str(way.device), "ranks": way.ranks.world, **asdict(way.layout), "environment": environment()}
+
+
+class _Recorder:
+    """What a run leaves on disk: the log, by rank 0, and checkpoints, by all ranks."""
+
+    def __init__(self, spec: TrainSpec, folder: Path, images_seen: int, way: _Way):
+        self._spec, self._folder, self._way = spec, folder, way
+        self._log = way.ranks.first_only(lambda: Log(folder, images_seen))
+        way.ranks.first(lambda: note_session(folder, images_seen, _session(way)))
+        self._clock = time.monotonic() - (self._log.seconds if self._log else 0.0)
+        self._saving: Saving | None = None
+
+    def __enter__(self) -> _Recorder:
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if self._log:
+            self._log.close()
+        if error is None or isinstance(error, IsocostError):  # which all ranks have; another one's end they have not
+            self._finish_saving()
+
+    def record(self, line: dict[str, Any]) -> bool:
+        """Log a step, and let appear what was written meanwhile. Returns whether some rank was told to stop."""
+        line["seconds"] = round(time.monotonic() - self._clock, 3)
+        ranks = self._way.ranks
+        ranks.together(lambda: self._log.write(line) if self._log else None)
+        if self._way.progress and ranks.leads:
+            self._way.progress(line)
+        written = self._saving is not None and self._saving.written
+        stopping, ready = ranks.total([bool(self._way.stop), written])
+        if ready == ranks.world:
+            self._finish_saving()
+        return stopping > 0
+
+    def save(self, state: TrainState, wait: bool) -> None:
+        self._finish_saving()
+        ranks = self._way.ranks
+        ranks.together(lambda: self._log.sync() if self._log else None)
+        self._saving = Saving(state, self._spec, self._folder, ranks, self._way.save_aside)
+        if wait or not self._way.save_aside:
+            self._finish_saving()
+
+    def _finish_saving(self) -> None:
+        if self._saving is not None:
+            saving, self._saving = self._saving, None
+            saving.finish()
+            self._way.ranks.first(lambda: states.retain(self._folder, self._way.keep_last, self._spec.checkpoints))
 
 
 def _replay(spec: TrainSpec, data: LatentShards, folder: Path, lost: list[int], way: _Way) -> None:
     """Train once more, in a folder aside, as far as the last of the lost checkpoints: those that are there stay."""
     aside = folder / REPLAY
-    aside.mkdir(exist_ok=True)
+    way.ranks.first(lambda: aside.mkdir(exist_ok=True))
     _run(spec, data, aside, lost[-1], way)
     for images in lost:
-        states.adopt(folder, images, aside)
+        way.ranks.first(lambda images=images: states.adopt(folder, images, aside))
 
 
-def step(state: TrainState, spec: TrainSpec, data: LatentShards, folder: Path) -> dict[str, float]:
-    """One optimizer step on the next `spec.batch` images. Returns images_seen after it, loss, lr and grad_norm."""
+def step(state: TrainState, spec: TrainSpec, data: LatentShards, folder: Path, ranks: Ranks = ALONE) -> dict[str, Any]:
+    """One optimizer step on the next `spec.batch` images, of which each rank takes its share.
+
+    Returns images_seen after it, loss, lr, grad_norm, and the loss in each quarter of the timesteps, from the least
+    noise to the most (None where no image of the batch fell): all of the whole batch.
+    """
     share = learning_rate(spec.lr_schedule, 1.0, state.images_seen + spec.batch / 2, spec.images)
     for group in state.optimizer.param_groups:
         group["lr"] = share * group["initial_lr"]
 
+    parts = ranks.together(lambda: list(batches(state, spec, data, ranks)))
     state.optimizer.zero_grad(set_to_none=True)
-    losses = [_backward(state, spec, batch) for batch in batches(state, spec, data)]
-    loss = float(torch.cat(losses).mean())
-    grad_norm = float(
-        torch.nn.utils.clip_grad_norm_(state.module.parameters(), math.inf if spec.clip is None else spec.clip)
-    )
-    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-        raise _diverged(state, loss, grad_norm, folder)
+    losses = []
+    for number, batch in enumerate(parts, 1):
+        parallel.communicate(state.module, number == len(parts))
+        losses.append(_backward(state, spec, batch))
+    found = _Losses.of(torch.cat(losses), torch.cat([batch.timesteps for batch in parts]), spec, ranks)
+    grad_norm = parallel.settle_gradients(state.module, spec.clip, ranks)
+    if not (math.isfinite(found.mean) and math.isfinite(grad_norm)):
+        raise _diverged(state, found, grad_norm, folder, ranks)
     state.optimizer.step()
     state.images_seen += spec.batch
     state.average.update(state.images_seen, spec.batch)
     lr = share * spec.optimizer.lr
-    return {"images_seen": state.images_seen, "loss": loss, "lr": lr, "grad_norm": grad_norm}
+    return {
+        "images_seen": state.images_seen,
+        "loss": found.mean,
+        "lr": lr,
+        "grad_norm": grad_norm,
+        "loss_by_timestep": found.by_timestep,
+    }
+
+
+@dataclass(frozen=True)
+class _Losses:
+    """Of a global batch. `bad`: ranks whose share of it is not finite."""
+
+    mean: float
+    by_timestep: list[float | None]
+    bad: list[int]
+
+    @classmethod
+    def of(cls, losses: Tensor, timesteps: Tensor, spec: TrainSpec, ranks: Ranks) -> _Losses:
+        """From this rank's losses [B] and timesteps [B], in one message to the others."""
+        losses = losses.double().cpu()
+        bucket = timesteps.cpu() * BUCKETS // spec.schedule.num_train_timesteps
+        sums = torch.zeros(BUCKETS, dtype=torch.float64).index_add_(0, bucket, losses)
+        flags = [float(rank == ranks.rank and not losses.isfinite().all()) for rank in range(ranks.world)]
+        told = ranks.total([*sums.tolist(), *torch.bincount(bucket, minlength=BUCKETS).tolist(), *flags])
+        sums, counts, flags = told[:BUCKETS], told[BUCKETS : 2 * BUCKETS], told[2 * BUCKETS :]
+        by_timestep = [total / count if count else None for total, count in zip(sums, counts, strict=True)]
+        return cls(math.fsum(sums) / spec.batch, by_timestep, [rank for rank, flag in enumerate(flags) if flag])
 
 
 def _backward(state: TrainState, spec: TrainSpec, batch: Batch) -> Tensor:
     """Add a micro-batch's share to the gradients; the losses of its images, detached."""
-    network = from_unet(state.module)  # type: ignore[arg-type]
     device = batch.latents.device.type
     with torch.autocast(device, dtype=torch.bfloat16, enabled=spec.precision == "bf16"):
-        losses = OBJECTIVES[spec.objective](network, batch, spec)
+        losses = OBJECTIVES[spec.objective](state.network, batch, spec)
     (losses.sum() / spec.batch).backward()
     return losses.detach()
 
 
-def batches(state: TrainState, spec: TrainSpec, data: LatentShards) -> Iterator[Batch]:
-    """The next step's images in `spec.accumulation` parts. How many parts there are moves no random number."""
+def batches(state: TrainState, spec: TrainSpec, data: LatentShards, ranks: Ranks = ALONE) -> Iterator[Batch]:
+    """This rank's share of the next step's images, in `spec.accumulation` parts.
+
+    All is drawn for the whole batch, and the share cut out: neither ranks nor parts move a random number.
+    """
     seed, seen = spec.seed, state.images_seen
     device = next(state.module.parameters()).device
-    indices = sampler.indices(len(data), seed, seen, spec.batch)
+    mine = ranks.share(spec.batch)
+    order: Any = {"shards": data.shards, "window": spec.window}
+    indices, following = (
+        sampler.indices(len(data), seed, start, spec.batch, ranks.rank, ranks.world, **order)
+        for start in (seen, seen + spec.batch)
+    )
+    data.prefetch(indices)
+    data.prefetch(following, sampler.next_shards(len(data), seed, seen + spec.batch, **order))
     noise = sampler.generator(seed, "noise", seen).standard_normal((spec.batch, *data.latent_shape), dtype=np.float32)
-    timesteps = sampler.generator(seed, "timesteps", seen).integers(spec.schedule.num_train_timesteps, size=spec.batch)
+    timesteps = draw_timesteps(spec, sampler.generator(seed, "timesteps", seen), spec.batch)
     dropped = sampler.generator(seed, "captions", seen).random(spec.batch) < spec.caption_dropout
-    alpha_cumprod = alphas_cumprod(spec.schedule)[timesteps]
-    for part in np.split(np.arange(spec.batch), spec.accumulation):
+    noise, timesteps, dropped = noise[mine], timesteps[mine], dropped[mine]
+    for part in np.split(np.arange(len(indices)), spec.accumulation):
         contexts = data.contexts(indices[part])
         contexts[dropped[part]] = data.null_context
-        arrays = data.latents(indices[part]), contexts, noise[part], timesteps[part], alpha_cumprod[part]
+        arrays = data.latents(indices[part]), contexts, noise[part], timesteps[part]
         yield Batch(*(torch.from_numpy(array).to(device, non_blocking=True) for array in arrays))
 
 
@@ -181,8 +291,7 @@ def _check(spec: TrainSpec, data: LatentShards) -> None:
     lookup(OBJECTIVES, spec.objective, "objective")
     if spec.teacher is not None:
         raise SpecError(f"teacher: objective '{spec.objective}' has none; leave it out")
-    if spec.prediction == "epsilon" and spec.schedule.zero_terminal_snr:
-        raise SpecError("prediction 'epsilon' learns nothing at zero terminal SNR: use 'v_prediction'")
+    check_prediction(spec.prediction, spec.schedule)
     if spec.data != data.spec:
         different = [name for name, value in data.spec.canonical().items() if value != spec.data.canonical()[name]]
         raise DataError(f"{data.folder}: not the data of the spec ({', '.join(different)} differ)")
@@ -199,39 +308,25 @@ def _check(spec: TrainSpec, data: LatentShards) -> None:
 
 
 def start(
-    spec: TrainSpec, device: str | torch.device = "cpu", locate: Callable[[CheckpointRef], Path] | None = None
+    spec: TrainSpec,
+    device: str | torch.device = "cpu",
+    locate: Callable[[CheckpointRef], Path] | None = None,
+    ranks: Ranks = ALONE,
+    layout: Layout = PLAIN,
 ) -> TrainState:
-    """The state at 0 images seen; initial weights follow from the seed, whatever the device."""
+    """The state at 0 images seen; initial weights follow from the seed, whatever the device: every rank draws them."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
         module = build(spec.model, "cpu")
     if spec.start_from is not None:
         module.load_state_dict(_located(spec.start_from, locate).weights(spec.start_from.weights))
-    # Convolutions of 8x8 latents gain nothing from channels_last on a CPU (measured); on GPUs they do.
-    layout = torch.channels_last if torch.device(device).type == "cuda" else torch.contiguous_format
-    module = module.to(device, memory_format=layout).train()  # type: ignore[call-overload]
-    return TrainState(module, Average(module, spec.ema), _optimizer(module, spec.optimizer))
-
-
-def _optimizer(module: torch.nn.Module, chosen: Optimizer) -> torch.optim.Optimizer:
-    """AdamW, on all weights or beside Muon."""
-    weights = dict(module.named_parameters())
-    hidden = {name for name, weight in weights.items() if chosen.kind == "muon" and _is_hidden_matrix(name, weight)}
-    return MuonAdamW(
-        [weight for name, weight in weights.items() if name in hidden],
-        [weight for name, weight in weights.items() if name not in hidden],
-        muon_lr=chosen.muon_lr,
-        lr=chosen.lr,
-        betas=(chosen.beta1, chosen.beta2),
-        eps=chosen.eps,
-        weight_decay=chosen.weight_decay,
-        fused=True,
-    )
-
-
-def _is_hidden_matrix(name: str, weight: Tensor) -> bool:
-    """A matrix or convolution between hidden features; those that touch the latent are not."""
-    return weight.ndim >= 2 and not name.startswith(("conv_in.", "conv_out."))
+    memory_format = torch.channels_last if layout.sharding == "none" else torch.contiguous_format  # shards are flat
+    module = module.to(device, memory_format=memory_format).train()  # type: ignore[call-overload]
+    module = parallel.apply(module, layout, ranks, spec.precision)
+    # What is wrapped block by block has to be called as it is.
+    lean = spec.model.family in LEAN and layout == PLAIN and torch.device(device).type == "cpu"
+    network = LeanForward(module) if lean else from_unet(module)  # type: ignore[arg-type]
+    return TrainState(module, network, Average(module, spec.ema), make_optimizer(module, spec.model, spec.optimizer))
 
 
 def _located(ref: CheckpointRef, locate: Callable[[CheckpointRef], Path] | None) -> Checkpoint:
@@ -243,14 +338,21 @@ def _located(ref: CheckpointRef, locate: Callable[[CheckpointRef], Path] | None)
     return checkpoint
 
 
-def _resume(state: TrainState, spec: TrainSpec, folder: Path) -> None:
+def _resume(state: TrainState, spec: TrainSpec, folder: Path, ranks: Ranks) -> None:
     """Restore the newest intact checkpoint, if there is one."""
+    newest = ranks.first(lambda: _newest(spec, folder))
+    if newest is not None:
+        ranks.together(lambda: Checkpoint.load(newest).restore(state))
+
+
+def _newest(spec: TrainSpec, folder: Path) -> Path | None:
+    """Where a run goes on from. A folder without a checkpoint becomes that of a new run."""
     states.clean(folder)
     for checkpoint in states.intact(folder):
         _require_of(spec, checkpoint)
-        checkpoint.restore(state)
-        return
+        return checkpoint.folder
     (folder / "spec.yaml").write_text(spec.to_yaml())
+    return None
 
 
 def _require_of(spec: TrainSpec, checkpoint: Checkpoint) -> None:
@@ -263,12 +365,13 @@ def _is_due(images_seen: int, spec: TrainSettings, save_every: int) -> bool:
     return crossed or images_seen in spec.checkpoints or images_seen == spec.images
 
 
-def _diverged(state: TrainState, loss: float, grad_norm: float, folder: Path) -> TrainingError:
-    good = next(states.intact(folder), None)
-    kept = f"the last good checkpoint is {good.folder}" if good else "no checkpoint was saved before it"
+def _diverged(state: TrainState, found: _Losses, grad_norm: float, folder: Path, ranks: Ranks) -> TrainingError:
+    good = ranks.first(lambda: next((checkpoint.folder for checkpoint in states.intact(folder)), None))
+    kept = f"the last good checkpoint is {good}" if good else "no checkpoint was saved before it"
+    where = f" (not finite on rank {', '.join(map(str, found.bad))})" if found.bad and ranks.world > 1 else ""
     return TrainingError(
-        f"{folder}: after {state.images_seen} images the loss is {loss} and the gradient norm {grad_norm}; {kept}. "
-        "Lower optimizer.lr, or lengthen lr_schedule.warmup_images."
+        f"{folder}: after {state.images_seen} images the loss is {found.mean}{where} and the gradient norm {grad_norm};"
+        f" {kept}. Lower optimizer.lr, or lengthen lr_schedule.warmup_images."
     )
 
 

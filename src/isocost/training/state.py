@@ -1,11 +1,14 @@
 """What a run leaves on disk: checkpoints, each a folder that appears whole or not at all, and the log.
 
 FOLDER/spec.yaml
-FOLDER/metrics.jsonl                one line a step: images_seen, loss, lr, grad_norm, seconds (of training, so far)
+FOLDER/metrics.jsonl                one line a step: images_seen, loss, lr, grad_norm, seconds (of training), ...
+FOLDER/sessions.jsonl               one line each time that training began or went on: ranks, layout, device, versions
 FOLDER/checkpoints/000128000/       images seen
     ema.safetensors                 weights to sample from
     raw.safetensors                 weights being trained       \\ a checkpoint is full, and can be
     optimizer.safetensors           AdamW's moments             / resumed from, while it has these
+    shards/                         instead of the last two, of a sharded run: a safetensors file a rank, as
+                                    torch.distributed.checkpoint writes them; any number of ranks can resume
     state.json                      spec digest, images seen, sha256 of each file, versions
     spec.yaml
 
@@ -20,33 +23,45 @@ import os
 import shutil
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.api import CheckpointException
 
 from isocost import __version__, specs
+from isocost.diffusion.denoiser import Network
+from isocost.dtensors import like, whole
 from isocost.errors import DataError, SpecError, TrainingError
 from isocost.files import file_digest, replace_folder
 from isocost.models.build import build
-from isocost.optim import load_moments, moments
+from isocost.optim import PARTS, empty_moment, load_moments, moments
 from isocost.specs import CheckpointRef, TrainSpec
 from isocost.training.ema import Average
+from isocost.training.parallel import ALONE, Ranks, is_sharded
 
 SCHEMA = 1
 EMA, RAW, OPTIMIZER = "ema.safetensors", "raw.safetensors", "optimizer.safetensors"
+SHARDS = "shards"
 Weights = Literal["ema", "raw"]
 
 
 @dataclass
 class TrainState:
-    """All that changes while training. Order, noise and rates are functions of `images_seen`, so they are not here."""
+    """All that changes while training. Order, noise and rates are functions of `images_seen`, so they are not here.
+
+    network: the forward pass of `module`, which has the weights.
+    """
 
     module: nn.Module
+    network: Network
     average: Average
     optimizer: torch.optim.Optimizer
     images_seen: int = 0
@@ -84,7 +99,7 @@ class Checkpoint:
     @property
     def full(self) -> bool:
         """Whether training can go on from here: raw weights and optimizer state were not removed."""
-        return (self.folder / RAW).is_file() and (self.folder / OPTIMIZER).is_file()
+        return all((self.folder / name).is_file() for name in self.digests)
 
     def verify(self, *names: str) -> None:
         """Compare files with their digests: those named, or the EMA weights and every other that is there.
@@ -111,10 +126,18 @@ class Checkpoint:
         return module.to(device).eval().requires_grad_(False)  # pyright: ignore[reportArgumentType]
 
     def restore(self, state: TrainState) -> None:
-        """Put a run back to where it was at this checkpoint."""
-        _load_module(state.module, self._tensors(RAW), self.folder)
+        """Put a run back to where it was at this checkpoint, however many ranks saved it. All ranks have to ask.
+
+        Shards are taken as they are: `verify` has read them.
+        """
         state.average.load_state_dict(self._tensors(EMA))
-        load_moments(state.module, state.optimizer, self._tensors(OPTIMIZER))
+        if RAW in self.digests:
+            own, raw = state.module.state_dict(), self._tensors(RAW)
+            raw = {name: like(own[name], tensor) if name in own else tensor for name, tensor in raw.items()}
+            _load_module(state.module, raw, self.folder)
+            load_moments(state.module, state.optimizer, self._tensors(OPTIMIZER))
+        else:
+            _load_shards(state, self.folder / SHARDS)
         state.images_seen = self.images_seen
 
     def _tensors(self, name: str) -> dict[str, Tensor]:
@@ -141,43 +164,140 @@ def _damaged(path: Path, how: object) -> DataError:
 # ---------------------------------------------------------------------------------------------------------- saving
 
 
-def save(state: TrainState, spec: TrainSpec, run: Path) -> Path:
-    """Write a full checkpoint of `run` and return its folder. Never touches an earlier checkpoint.
+def save(state: TrainState, spec: TrainSpec, run: Path, ranks: Ranks = ALONE) -> Path:
+    """Write a full checkpoint of `run` and return its folder. As `Saving`, but at once."""
+    return Saving(state, spec, run, ranks).finish()
 
-    Raises `TrainingError` when it cannot be written (a full disk): nothing of it is left.
+
+class Saving:
+    """A full checkpoint on its way to the disk: nothing shows before `finish`, and no earlier one is ever touched.
+
+    Whole tensors are written by rank 0, shards by the ranks that have them. Every rank makes a `Saving`, and finishes
+    it. `aside`: the state is copied first, so that it may change while its copy is written.
     """
-    final = run / "checkpoints" / f"{state.images_seen:09d}"
-    temporary = final.with_name(f".{final.name}.tmp")
+
+    def __init__(self, state: TrainState, spec: TrainSpec, run: Path, ranks: Ranks = ALONE, aside: bool = False):
+        self.final = run / "checkpoints" / f"{state.images_seen:09d}"
+        self._temporary = self.final.with_name(f".{self.final.name}.tmp")
+        self._spec, self._images_seen, self._ranks = spec, state.images_seen, ranks
+        ranks.first(self._make_folder)
+        files, shards = self._files(state, aside), None
+        if is_sharded(state.module):
+            # Copies of shards are made even when we wait for them: it is the same call, and they are small.
+            shards = dcp.async_save(
+                _resumable(state),
+                storage_writer=HuggingFaceStorageWriter(str(self._temporary / SHARDS), save_distributed=True),
+                process_group=ranks.background if aside else None,
+            )
+        writer = ThreadPoolExecutor(1, thread_name_prefix="save")
+        self._writing: Future = writer.submit(self._write, files, shards)
+        writer.shutdown(wait=False)
+
+    @property
+    def written(self) -> bool:
+        """Whether `finish` would not wait for this rank's disk."""
+        return self._writing.done()
+
+    def finish(self) -> Path:
+        """Wait until all is written, and let the checkpoint appear.
+
+        Raises `TrainingError`, on every rank, when a rank could not write (a full disk): nothing of it is left.
+        """
+        try:
+            mine = self._ranks.together(self._wait)
+            digests = {name: digest for part in self._ranks.gather(mine) for name, digest in part.items()}
+            self._ranks.first(lambda: self._appear(digests))
+        except TrainingError:
+            if self._ranks.leads:
+                shutil.rmtree(self._temporary, ignore_errors=True)
+            raise
+        return self.final
+
+    def _files(self, state: TrainState, aside: bool) -> dict[str, dict[str, Tensor]]:
+        """Whole tensors by file, on rank 0, on the CPU. Averages are gathered from all ranks."""
+        own, average = state.module.state_dict(), state.average.state_dict()
+        files = {EMA: {name: tensor for name, tensor in own.items() if name not in average} | average}
+        if not is_sharded(state.module):
+            files |= {RAW: own, OPTIMIZER: moments(state.module, state.optimizer)}
+        kept: dict[str, dict[str, Tensor]] = {}
+        for file, tensors in files.items():
+            for name, tensor in tensors.items():
+                full = whole(tensor)
+                if self._ranks.leads:
+                    kept.setdefault(file, {})[name] = full.detach().to("cpu", copy=aside).contiguous()
+        return kept
+
+    def _write(self, files: dict[str, dict[str, Tensor]], shards: Any) -> dict[str, str]:
+        """Files that this rank wrote, with their digests."""
+        for name, tensors in files.items():
+            save_file(tensors, self._temporary / name)
+        written = [self._temporary / name for name in files]
+        if shards is not None:
+            shards.result()
+            written += (self._temporary / SHARDS).glob(f"shard-{self._ranks.rank + 1:05d}-*")
+        return {path.relative_to(self._temporary).as_posix(): file_digest(path) for path in written}
+
+    def _wait(self) -> dict[str, str]:
+        try:
+            return self._writing.result()
+        except (OSError, SafetensorError) as error:
+            raise self._failed(error) from None
+        except CheckpointException as error:
+            if self._ranks.rank in error.failures:
+                raise self._failed(error.failures[self._ranks.rank][0]) from None
+            return {}  # the rank that failed says so
+
+    def _make_folder(self) -> None:
+        try:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+            self._temporary.mkdir(parents=True)
+        except OSError as error:
+            raise self._failed(error) from None
+
+    def _appear(self, digests: dict[str, str]) -> None:
+        content = {
+            "schema": SCHEMA,
+            "spec": self._spec.digest,
+            "images_seen": self._images_seen,
+            "sha256": digests,
+            "versions": {"isocost": __version__, "torch": torch.__version__},
+        }
+        try:
+            (self._temporary / "state.json").write_text(json.dumps(content, indent=1))
+            (self._temporary / "spec.yaml").write_text(self._spec.to_yaml())
+            replace_folder(self._temporary, self.final)
+        except OSError as error:
+            raise self._failed(error) from None
+
+    def _failed(self, error: BaseException) -> TrainingError:
+        return TrainingError(
+            f"{self.final}: the checkpoint could not be saved: {error}. Earlier checkpoints are untouched: make room, "
+            "and run the same command again."
+        )
+
+
+def _resumable(state: TrainState) -> dict[str, Any]:
+    """What shards hold, each the very tensor: trained weights and the optimizer's state."""
+    found: dict[str, Any] = {f"raw.{name}": tensor for name, tensor in state.module.state_dict().items()}
+    for name, parameter in state.module.named_parameters():
+        of_this = state.optimizer.state[parameter]
+        found |= {f"optimizer.{name}.{part}": tensor for part, tensor in of_this.items()}
+    return found
+
+
+def _load_shards(state: TrainState, folder: Path) -> None:
+    """Each rank reads what it needs of the shards, whatever ranks wrote them."""
+    reader = HuggingFaceStorageReader(str(folder))
+    saved = reader.read_metadata().state_dict_metadata
+    for name, parameter in state.module.named_parameters():
+        parts = [part for part in PARTS if f"optimizer.{name}.{part}" in saved]
+        state.optimizer.state[parameter] = {part: empty_moment(parameter, part, state.optimizer) for part in parts}
+    alone = not is_sharded(state.module)
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        _write_files(state, spec, temporary)
-        replace_folder(temporary, final)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise TrainingError(
-            f"{final}: the checkpoint could not be saved: {error}. Earlier checkpoints are untouched: make room, and "
-            "run the same command again."
-        ) from None
-    return final
-
-
-def _write_files(state: TrainState, spec: TrainSpec, folder: Path) -> None:
-    raw = {name: tensor.detach().cpu().contiguous() for name, tensor in state.module.state_dict().items()}
-    average = {name: tensor.cpu().contiguous() for name, tensor in state.average.state_dict().items()}
-    digests = {}
-    for name, tensors in ((EMA, raw | average), (RAW, raw), (OPTIMIZER, moments(state.module, state.optimizer))):
-        save_file(tensors, folder / name)
-        digests[name] = file_digest(folder / name)
-    content = {
-        "schema": SCHEMA,
-        "spec": spec.digest,
-        "images_seen": state.images_seen,
-        "sha256": digests,
-        "versions": {"isocost": __version__, "torch": torch.__version__},
-    }
-    (folder / "state.json").write_text(json.dumps(content, indent=1))
-    (folder / "spec.yaml").write_text(spec.to_yaml())
+        with warnings.catch_warnings(action="ignore"):  # of a process that reads alone
+            dcp.load(_resumable(state), storage_reader=reader, no_dist=alone)
+    except CheckpointException as error:
+        raise _damaged(folder, next(iter(error.failures.values()))[0]) from None
 
 
 def _load_module(module: nn.Module, weights: dict[str, Tensor], folder: Path, assign: bool = False) -> None:
@@ -209,7 +329,7 @@ def intact(run: Path) -> Iterator[Checkpoint]:
 
 def retain(run: Path, keep_last: int, kept: tuple[int, ...]) -> None:
     """Keep the newest `keep_last` full states; of older ones those in `kept` lose all but EMA weights, the rest go."""
-    full = [folder for folder in checkpoints(run) if (folder / OPTIMIZER).exists()]
+    full = [folder for folder in checkpoints(run) if (folder / OPTIMIZER).exists() or (folder / SHARDS).exists()]
     for folder in full[: -max(keep_last, 1)]:
         if int(folder.name) in kept:
             _strip(folder)
@@ -223,6 +343,7 @@ def _strip(folder: Path) -> None:
     """Leave the EMA weights of a checkpoint only."""
     (folder / OPTIMIZER).unlink(missing_ok=True)
     (folder / RAW).unlink(missing_ok=True)
+    shutil.rmtree(folder / SHARDS, ignore_errors=True)
 
 
 def adopt(run: Path, images: int, from_run: Path) -> None:

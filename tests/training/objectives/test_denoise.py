@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
-from isocost.diffusion.schedule import alphas_cumprod
 from isocost.specs import NoiseSchedule, TrainSettings
 from isocost.training.objectives import OBJECTIVES, Batch
 
@@ -20,7 +19,6 @@ def make_batch() -> Batch:
         contexts=torch.randn(6, 3, 5, generator=rng),
         noise=torch.randn(6, 4, 8, 8, generator=rng),
         timesteps=timesteps,
-        alpha_cumprod=torch.from_numpy(np.array(alphas_cumprod(NoiseSchedule()))[timesteps]),
     )
 
 
@@ -52,3 +50,20 @@ def test_a_perfect_network_has_no_loss():
     batch = make_batch()
     losses = OBJECTIVES["denoise"](lambda *_: batch.noise, batch, TrainSettings(prediction="epsilon", **SETTINGS))
     assert losses.tolist() == [0.0] * 6
+
+
+def test_flow_matching_regresses_the_velocity_of_straight_paths():
+    batch, schedule = make_batch(), NoiseSchedule(kind="flow", shift=2.0)
+    seen = []
+
+    def network(x, timesteps, context):
+        seen.append(x)
+        return 0.3 * x
+
+    settings = TrainSettings(schedule=schedule, prediction="flow", **SETTINGS)
+    losses = OBJECTIVES["denoise"](network, batch, settings)
+    sigma = FlowMatchEulerDiscreteScheduler(shift=2.0).sigmas.flip(0)[batch.timesteps].reshape(-1, 1, 1, 1)
+    x_t = (1 - sigma) * batch.latents + sigma * batch.noise
+    torch.testing.assert_close(seen[0], x_t, rtol=1e-5, atol=1e-6)
+    wanted = batch.noise - batch.latents
+    torch.testing.assert_close(losses, (0.3 * x_t - wanted).square().mean(dim=(1, 2, 3)), rtol=1e-5, atol=1e-6)

@@ -21,9 +21,7 @@ class Batch(NamedTuple):
     noise: Tensor
     """fp32 [B,C,h,w]."""
     timesteps: Tensor
-    """int64 [B], uniform in 0..T-1."""
-    alpha_cumprod: Tensor
-    """float64 [B]: the schedule at `timesteps`."""
+    """int64 [B], in 0..T-1."""
 
 
 Objective = Callable[[Network, Batch, TrainSettings], Tensor]

@@ -1,0 +1,269 @@
+"""Runs of 2 and 4 gloo processes beside one of a single process, with the same global batch.
+
+Losses are equal to 1e-4, not bitwise: each rank sums the gradients of its own images and the ranks' sums are added up
+after that, while one process adds them image by image; and floating-point sums depend on their order.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from isocost.encoders.latents import LatentShards
+from isocost.errors import SpecError
+from isocost.models.build import blocks
+from isocost.runlog import read_log
+from isocost.specs import Optimizer
+from isocost.training import loop, parallel, state
+from isocost.training.loop import batches
+from isocost.training.parallel import Layout, Ranks
+from isocost.training.state import Checkpoint
+
+pytestmark = pytest.mark.skipif("ISOCOST_SLOW" not in os.environ, reason="takes minutes: ISOCOST_SLOW=1 runs it")
+
+SCRIPT = Path(__file__).parent / "ranks.py"
+IMAGES = 400
+LAST = f"{IMAGES:09d}"
+
+
+def torchrun(ranks: int, data: LatentShards, folder: Path, *runs: str, options: tuple[str, ...] = ()) -> int:
+    """Exit status of ranks.py under torchrun, on one thread a rank."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", *options]
+    command = [*launcher, str(SCRIPT), str(data.folder), str(folder), *runs]
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    print(done.stdout, done.stderr[-4000:])
+    return done.returncode
+
+
+def losses(run: Path) -> np.ndarray:
+    return np.array([line["loss"] for line in read_log(run)])
+
+
+def ended(run: Path, world: int) -> list[str]:
+    return [json.loads((run / f"rank-{rank}-of-{world}.json").read_text())["ended"] for rank in range(world)]
+
+
+def asked(run: Path, world: int) -> list[list[int]]:
+    """Indices of each step's images, all ranks together."""
+    ranks = [json.loads((run / f"rank-{rank}-of-{world}.json").read_text())["asked"] for rank in range(world)]
+    return [list(itertools.chain(*step)) for step in zip(*ranks, strict=True)]
+
+
+def bytes_of(run: Path, name: str = LAST) -> list[bytes]:
+    return [(run / "checkpoints" / name / file).read_bytes() for file in (state.EMA, state.RAW, state.OPTIMIZER)]
+
+
+@pytest.fixture(scope="module")
+def spec(data, make_spec):
+    return lambda **changes: make_spec(
+        data, **{"images": IMAGES, "checkpoints": (), "lr_schedule": {"warmup_images": 80}, **changes}
+    )
+
+
+@pytest.fixture(scope="module")
+def one(data, spec, tmp_path_factory) -> Path:
+    """The run of a single process."""
+    folder = tmp_path_factory.mktemp("one")
+    loop.train(spec(), data, folder, save_every_images=IMAGES)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def four(data, tmp_path_factory) -> Path:
+    """Runs of four ranks."""
+    folder = tmp_path_factory.mktemp("four")
+    assert torchrun(4, data, folder, "plain", "half", "half-sharded", "hsdp") == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(data, four, tmp_path_factory) -> Path:
+    """Runs of two ranks; `half` and `half-sharded` go on from what four ranks saved."""
+    folder = tmp_path_factory.mktemp("two")
+    for name in ("half", "half-sharded"):
+        subprocess.run(["cp", "-r", four / name, folder / name], check=True)
+    runs = ("plain", "fsdp", "half:on", "half-sharded:on-sharded", "muon", "nan", "full-disk")
+    assert torchrun(2, data, folder, *runs) == 0
+    return folder
+
+
+def test_four_ranks_learn_as_one_process(one, four):
+    assert len(losses(one)) == 50
+    np.testing.assert_allclose(losses(four / "plain"), losses(one), atol=1e-4, rtol=0)
+    assert ended(four / "plain", 4) == ["whole"] * 4
+
+
+@pytest.mark.parametrize("layout", ["plain", "fsdp"])
+def test_two_ranks_learn_as_one_process(one, two, layout):
+    np.testing.assert_allclose(losses(two / layout), losses(one), atol=1e-4, rtol=0)
+    for name in ("grad_norm", "loss_by_timestep"):
+        both = ([line[name] for line in read_log(run)] for run in (two / layout, one))
+        for here, there in zip(*both, strict=True):
+            np.testing.assert_allclose(np.array(here, float), np.array(there, float), atol=1e-3)
+
+
+def test_sharded_copies_and_recomputed_activations(one, four):
+    np.testing.assert_allclose(losses(four / "hsdp"), losses(one)[:5], atol=1e-4, rtol=0)
+
+
+def test_muon_on_sharded_matrices(data, spec, two, tmp_path):
+    loop.train(spec(images=40, optimizer=Optimizer(kind="muon", lr=3e-3)), data, tmp_path)
+    np.testing.assert_allclose(losses(two / "muon"), losses(tmp_path), atol=1e-4, rtol=0)
+
+
+def test_a_final_checkpoint_is_the_same_folder_however_it_was_trained(one, two):
+    for layout in ("plain", "fsdp"):
+        checkpoint = Checkpoint.load(two / layout / "checkpoints" / LAST)
+        assert checkpoint.full
+        checkpoint.verify()
+        for name, tensor in Checkpoint.load(one / "checkpoints" / LAST).weights().items():
+            torch.testing.assert_close(checkpoint.weights()[name], tensor, atol=1e-3, rtol=1e-3)
+        assert not checkpoint.network().training
+        assert not [
+            path for path in checkpoint.folder.rglob("*") if path.suffix not in (".safetensors", ".json", ".yaml", "")
+        ]
+
+
+def test_a_run_goes_on_with_fewer_ranks_and_sees_every_image_once_an_epoch(data, one, two, four):
+    """Four ranks, one of which is told to stop; then two, likewise; then one process, to the end."""
+    assert ended(four / "half", 4) == ["SystemExit: 143"] * 4
+    run = two / "half"
+    assert ended(run, 2) == ["SystemExit: 143"] * 2
+    seen = [*asked(four / "half", 4), *asked(run, 2)]
+
+    class Recorded(LatentShards):
+        def latents(self, indices):
+            seen.append([int(index) for index in indices])
+            return super().latents(indices)
+
+    loop.train(Checkpoint.load(next(iter(state.checkpoints(run)))).spec, Recorded(data.folder), run)
+    np.testing.assert_allclose(losses(run), losses(one), atol=1e-4, rtol=0)
+    assert [len(step) for step in seen] == [8] * 50
+    for epoch in (
+        itertools.batched(itertools.chain(*seen), len(data)) if hasattr(itertools, "batched") else _epochs(seen)
+    ):
+        assert Counter(epoch) == Counter(range(len(data)))
+
+
+def _epochs(seen: list[list[int]], size: int = 40) -> list[list[int]]:
+    flat = list(itertools.chain(*seen))
+    return [flat[start : start + size] for start in range(0, len(flat), size)]
+
+
+def test_shards_of_four_ranks_are_read_by_two_and_by_one(data, spec, one, four, two, tmp_path):
+    saved = four / "half-sharded"
+    (folder,) = state.checkpoints(saved)
+    assert len(list((folder / state.SHARDS).glob("*.safetensors"))) == 4
+    assert ended(two / "half-sharded", 2) == ["SystemExit: 143"] * 2
+    np.testing.assert_allclose(losses(two / "half-sharded"), losses(one)[:12], atol=1e-4, rtol=0)
+    run = tmp_path / "one"
+    subprocess.run(["cp", "-r", saved, run], check=True)
+    loop.train(spec(), data, run)
+    np.testing.assert_allclose(losses(run), losses(one), atol=1e-4, rtol=0)
+
+
+def test_nan_on_one_rank_stops_all_with_the_same_words(two):
+    first, second = ended(two / "nan", 2)
+    assert first == second
+    assert "after 40 images the loss is nan (not finite on rank 1)" in first and "000000032" in first
+    assert "Lower optimizer.lr" in first and len(losses(two / "nan")) == 5
+
+
+def test_a_full_disk_of_one_rank_stops_all_and_leaves_the_checkpoint_before(two):
+    run = two / "full-disk"
+    first, second = ended(run, 2)
+    assert first == second
+    assert "rank 1 of 2:" in first and "No space left" in first and "make room" in first
+    (kept,) = state.checkpoints(run)
+    assert kept.name == "000000016" and [path.name for path in kept.parent.iterdir()] == [kept.name]
+    Checkpoint.load(kept).verify()
+
+
+@pytest.fixture(scope="module")
+def told(data, tmp_path_factory) -> Path:
+    """A run of two ranks whose torchrun was told to stop while a checkpoint was written."""
+    folder = tmp_path_factory.mktemp("told")
+    assert torchrun(2, data, folder, "told-in-a-save") != 0
+    subprocess.run(["cp", "-r", folder / "told-in-a-save", folder / "as-it-was-left"], check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def restarted(data, told) -> Path:
+    """That run to its end; and one of which a rank was killed."""
+    assert torchrun(2, data, told, "told-in-a-save:plain", "killed", options=("--max-restarts=3",)) == 0
+    return told
+
+
+def test_torchrun_told_to_stop_in_a_save_leaves_it_whole(told):
+    run = told / "as-it-was-left"
+    assert ended(run, 2) == ["SystemExit: 143"] * 2
+    assert not [path for path in (run / "checkpoints").iterdir() if path.name.startswith(".")]
+    assert "000000160" in [path.name for path in state.checkpoints(run)]
+    for folder in state.checkpoints(run):
+        Checkpoint.load(folder).verify()
+
+
+@pytest.mark.parametrize("run", ["told-in-a-save", "killed"])
+def test_a_run_that_went_on_is_the_run_that_was_not_disturbed(two, restarted, run):
+    assert bytes_of(restarted / run) == bytes_of(two / "plain")
+    assert [line["images_seen"] for line in read_log(restarted / run)] == list(range(8, IMAGES + 1, 8))
+
+
+# ------------------------------------------------------------------------------------------------- without processes
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_shares_are_slices_of_the_batch_and_differ(data, spec, world):
+    settings = spec()
+    begun = loop.start(settings)
+    (everything,) = batches(begun, settings, data)
+    shares = [next(batches(begun, settings, data, Ranks(rank, world))) for rank in range(world)]
+    for field in everything._fields:
+        together = torch.cat([getattr(share, field) for share in shares])
+        assert torch.equal(together, getattr(everything, field))
+    for one, other in itertools.combinations(shares, 2):
+        assert not torch.equal(one.noise, other.noise) and not torch.equal(one.latents, other.latents)
+
+
+def test_a_batch_that_does_not_split_is_refused(data, spec, tmp_path):
+    with pytest.raises(SpecError, match=r"batch 8 in 1 parts does not split over 3 ranks"):
+        parallel.check(Layout(), Ranks(world=3), 8, 1)
+    with pytest.raises(SpecError, match="sharding 'fsdp' is for several ranks: start them with torchrun"):
+        loop.train(spec(), data, tmp_path, layout=Layout(sharding="fsdp"))
+
+
+def test_recomputed_activations_change_no_bit(data, spec, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda forward: forward)
+    runs = {}
+    for layout in (Layout(compile_blocks=True), Layout(compile_blocks=True, checkpoint_activations=True)):
+        run = tmp_path / str(layout.checkpoint_activations)
+        loop.train(spec(images=24), data, run, layout=layout)
+        runs[run] = load_file(run / "checkpoints" / "000000024" / state.RAW)
+    plain, again = runs.values()
+    assert all(torch.equal(plain[name], again[name]) for name in plain) and plain.keys() == again.keys()
+
+
+def test_compiled_blocks_keep_the_names_of_weights(data, spec, tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda forward: compiled.append(forward) or forward)
+    loop.train(spec(images=8), data, tmp_path, layout=Layout(compile_blocks=True))
+    assert len(compiled) == len(list(blocks(loop.start(spec()).module))) > 5
+    assert Checkpoint.load(tmp_path / "checkpoints" / "000000008").network() is not None
+
+
+def test_saving_aside_leaves_the_same_checkpoints(data, spec, tmp_path):
+    for aside in (False, True):
+        loop.train(spec(images=64), data, tmp_path / str(aside), save_every_images=8, keep_last=9, save_aside=aside)
+    for folder in state.checkpoints(tmp_path / "True"):
+        assert bytes_of(tmp_path / "True", folder.name) == bytes_of(tmp_path / "False", folder.name)
