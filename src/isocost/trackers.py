@@ -40,7 +40,7 @@ def tensorboard(run: Path, name: str, fields: dict[str, Any]) -> Iterator[Write]
 @contextmanager
 def wandb(run: Path, name: str, fields: dict[str, Any]) -> Iterator[Write]:
     """A run of project isocost, which is gone on with where it is known already."""
-    import wandb as tool
+    import wandb as tool  # pyright: ignore[reportMissingImports]
 
     opened = tool.init(project=PROJECT, name=name, id=run.name[:32], resume="allow", config=fields)
     try:
@@ -52,7 +52,7 @@ def wandb(run: Path, name: str, fields: dict[str, Any]) -> Iterator[Write]:
 @contextmanager
 def trackio(run: Path, name: str, fields: dict[str, Any]) -> Iterator[Write]:
     """A run of project isocost, on this machine."""
-    import trackio as tool
+    import trackio as tool  # pyright: ignore[reportMissingImports]
 
     tool.init(project=PROJECT, name=f"{name}-{run.name[:8]}", config=fields)
     try:

@@ -184,7 +184,7 @@ class Cache:
         """What takes up room: whole files, and those that are on their way."""
         found = {}
         for path in self.folder.glob("[!.]*"):
-            if path.suffix not in (".lock", ".part"):
+            if path.suffix not in (".lock", ".part") and path.is_file():
                 with suppress(FileNotFoundError):  # it arrived, or was evicted, in between
                     found[path] = path.stat()
         return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -39,7 +39,7 @@ def training_curve(table: DataFrame, metric: str) -> Chart | None:
 LOSS_POINTS = 60  # of a loss curve, evenly spaced in the logarithm of compute
 
 
-def loss_by_compute(losses: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Chart | None:
+def loss_by_compute(losses: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Chart | None:
     """Training loss against training compute, one curve a run: its name -> (GFLOPs so far, loss) of every step.
 
     A point is the mean of the steps since the point before it, at their mean compute: losses of single steps are noise.
@@ -50,7 +50,7 @@ def loss_by_compute(losses: Mapping[str, tuple[Sequence[float], Sequence[float]]
             continue
         edges = np.geomspace(gflops[0], gflops[-1] * (1 + 1e-9), LOSS_POINTS + 1)
         steps = pd.DataFrame({"gflops": gflops, "loss": loss}).groupby(np.searchsorted(edges, gflops, side="right"))
-        means = steps.mean()
+        means = pd.DataFrame(steps.mean())
         series.append(Series(name, means["gflops"].tolist(), means["loss"].tolist(), slot=slot))
     if not series:
         return None

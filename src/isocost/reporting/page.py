@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from isocost.analysis.cells import COSTS, Cells, best_guidance
@@ -100,7 +101,7 @@ def report(
     digests: Mapping[str, str] | None = None,
     filters: Mapping[str, Any] | None = None,
     select_by: str | None = None,
-    losses: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
+    losses: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None,
     search: str | None = None,
 ) -> Path:
     """Write `folder`/report.html and return its path.

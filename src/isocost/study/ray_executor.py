@@ -87,7 +87,7 @@ def connected(address: str | None = None) -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
-        import ray
+        import ray  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise SpecError("the ray executor needs Ray: pip install 'isocost[ray]'.") from None
     if not ray.is_initialized():

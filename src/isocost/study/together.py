@@ -91,7 +91,7 @@ def follow(training: Training) -> None:
     ended: BaseException | None = None
     while (called := training.ranks.first(_nothing)) is not None:
         try:
-            train_member(*called, training)
+            train_member(*called, training)  # pyright: ignore[reportCallIssue]
         except (IsocostError, SystemExit) as error:
             ended = error
     if ended is not None:

@@ -171,9 +171,9 @@ def torchrun_ranks(device: str | None = None) -> Iterator[Ranks]:
 
 def _join(backend: str) -> None:
     """Make torchrun's processes one group."""
-    store, rank, world = next(iter(dist.rendezvous("env://", timeout=LONGEST_WAIT)))
+    store, rank, world = next(iter(dist.rendezvous("env://", timeout=LONGEST_WAIT)))  # pyright: ignore[reportPrivateImportUsage]
     for left in reversed(range(HANDSHAKES)):
-        meeting = dist.PrefixStore(f"handshake {left}", store)
+        meeting = dist.PrefixStore(f"handshake {left}", store)  # pyright: ignore[reportPrivateImportUsage]
         if meeting.add("here", 1) == world:
             meeting.set("all here", "")
         meeting.wait(["all here"], LONGEST_WAIT)
@@ -258,7 +258,7 @@ def settle_gradients(module: nn.Module, most: float | None, ranks: Ranks) -> flo
     gradients = [local(weight.grad) for weight in module.parameters() if weight.grad is not None]
     if isinstance(module, FSDPModule):  # which summed them in the backward pass
         norm = _norm_of_shards(gradients, next(module.parameters()).device_mesh.shape[-1], ranks)  # type: ignore
-        torch._foreach_mul_(gradients, _share(limit, norm))
+        torch._foreach_mul_(gradients, _share(limit, norm))  # pyright: ignore[reportPrivateImportUsage]
         return norm
     if ranks.world == 1:
         return float(torch.nn.utils.clip_grad_norm_(module.parameters(), limit))
@@ -267,13 +267,15 @@ def settle_gradients(module: nn.Module, most: float | None, ranks: Ranks) -> flo
     flat = torch.cat(gradients)
     dist.all_reduce(flat)
     norm = float(torch.linalg.vector_norm(flat))
-    torch._foreach_copy_(gradients, flat.mul_(_share(limit, norm)).split([part.numel() for part in gradients]))
+    parts = flat.mul_(_share(limit, norm)).split([part.numel() for part in gradients])
+    torch._foreach_copy_(gradients, parts)  # pyright: ignore[reportPrivateImportUsage]
     return norm
 
 
 def _norm_of_shards(gradients: list[Tensor], shards: int, ranks: Ranks) -> float:
     """Of all gradients, from this rank's parts; with copies of the weights, each part is that of several ranks."""
-    squares = torch.stack(torch._foreach_norm(gradients)).double().square().sum()
+    norms = torch._foreach_norm(gradients)  # pyright: ignore[reportPrivateImportUsage]
+    squares = torch.stack(norms).double().square().sum()
     return math.sqrt(ranks.total([float(squares)])[0] * shards / ranks.world)
 
 

@@ -33,8 +33,8 @@ import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from isocost import __version__, specs
 from isocost.diffusion.denoiser import Network
@@ -184,7 +184,7 @@ class Saving:
         files, shards = self._files(state, aside), None
         if is_sharded(state.module):
             # Copies of shards are made even when we wait for them: it is the same call, and they are small.
-            shards = dcp.async_save(
+            shards = dcp.async_save(  # pyright: ignore[reportPrivateImportUsage]
                 _resumable(state),
                 storage_writer=HuggingFaceStorageWriter(str(self._temporary / SHARDS), save_distributed=True),
                 process_group=ranks.background if aside else None,
@@ -295,7 +295,8 @@ def _load_shards(state: TrainState, folder: Path) -> None:
     alone = not is_sharded(state.module)
     try:
         with warnings.catch_warnings(action="ignore"):  # of a process that reads alone
-            dcp.load(_resumable(state), storage_reader=reader, no_dist=alone)
+            reads = {"storage_reader": reader, "no_dist": alone}
+            dcp.load(_resumable(state), **reads)  # pyright: ignore[reportPrivateImportUsage]
     except CheckpointException as error:
         raise _damaged(folder, next(iter(error.failures.values()))[0]) from None
 
