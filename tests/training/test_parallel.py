@@ -6,12 +6,15 @@ after that, while one process adds them image by image; and floating-point sums 
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +32,11 @@ from isocost.training.loop import batches
 from isocost.training.parallel import Layout, Ranks
 from isocost.training.state import Checkpoint
 
-pytestmark = pytest.mark.skipif("ISOCOST_SLOW" not in os.environ, reason="takes minutes: ISOCOST_SLOW=1 runs it")
-
 SCRIPT = Path(__file__).parent / "ranks.py"
+pytestmark = [
+    pytest.mark.skipif("ISOCOST_SLOW" not in os.environ, reason="takes minutes: ISOCOST_SLOW=1 runs it"),
+    pytest.mark.timeout(1200),  # for a busy machine
+]
 IMAGES = 400
 LAST = f"{IMAGES:09d}"
 
@@ -43,6 +48,19 @@ def torchrun(ranks: int, data: LatentShards, folder: Path, *runs: str, options: 
     done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     print(done.stdout, done.stderr[-4000:])
     return done.returncode
+
+
+def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that `make` fills, for all of xdist's workers: runs of several processes are dear."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / f"ranks-{name}"
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "made").exists():
+            folder.mkdir()
+            make(folder)
+            (folder / "made").touch()
+    return folder
 
 
 def losses(run: Path) -> np.ndarray:
@@ -73,28 +91,30 @@ def spec(data, make_spec):
 @pytest.fixture(scope="module")
 def one(data, spec, tmp_path_factory) -> Path:
     """The run of a single process."""
-    folder = tmp_path_factory.mktemp("one")
-    loop.train(spec(), data, folder, save_every_images=IMAGES)
-    return folder
+    return made_once(tmp_path_factory, "one", lambda folder: loop.train(spec(), data, folder, save_every_images=IMAGES))
 
 
 @pytest.fixture(scope="module")
 def four(data, tmp_path_factory) -> Path:
     """Runs of four ranks."""
-    folder = tmp_path_factory.mktemp("four")
-    assert torchrun(4, data, folder, "plain", "half", "half-sharded", "hsdp") == 0
-    return folder
+
+    def make(folder: Path) -> None:
+        assert torchrun(4, data, folder, "plain", "half", "half-sharded", "hsdp") == 0
+
+    return made_once(tmp_path_factory, "four", make)
 
 
 @pytest.fixture(scope="module")
 def two(data, four, tmp_path_factory) -> Path:
     """Runs of two ranks; `half` and `half-sharded` go on from what four ranks saved."""
-    folder = tmp_path_factory.mktemp("two")
-    for name in ("half", "half-sharded"):
-        subprocess.run(["cp", "-r", four / name, folder / name], check=True)
-    runs = ("plain", "fsdp", "half:on", "half-sharded:on-sharded", "muon", "nan", "full-disk")
-    assert torchrun(2, data, folder, *runs) == 0
-    return folder
+
+    def make(folder: Path) -> None:
+        for name in ("half", "half-sharded"):
+            shutil.copytree(four / name, folder / name)
+        runs = ("plain", "fsdp", "half:on", "half-sharded:on-sharded", "muon", "nan", "full-disk")
+        assert torchrun(2, data, folder, *runs) == 0
+
+    return made_once(tmp_path_factory, "two", make)
 
 
 def test_four_ranks_learn_as_one_process(one, four):
@@ -134,10 +154,10 @@ def test_a_final_checkpoint_is_the_same_folder_however_it_was_trained(one, two):
         ]
 
 
-def test_a_run_goes_on_with_fewer_ranks_and_sees_every_image_once_an_epoch(data, one, two, four):
+def test_a_run_goes_on_with_fewer_ranks_and_sees_every_image_once_an_epoch(data, one, two, four, tmp_path):
     """Four ranks, one of which is told to stop; then two, likewise; then one process, to the end."""
     assert ended(four / "half", 4) == ["SystemExit: 143"] * 4
-    run = two / "half"
+    run = Path(shutil.copytree(two / "half", tmp_path / "half"))
     assert ended(run, 2) == ["SystemExit: 143"] * 2
     seen = [*asked(four / "half", 4), *asked(run, 2)]
 
@@ -166,8 +186,7 @@ def test_shards_of_four_ranks_are_read_by_two_and_by_one(data, spec, one, four, 
     assert len(list((folder / state.SHARDS).glob("*.safetensors"))) == 4
     assert ended(two / "half-sharded", 2) == ["SystemExit: 143"] * 2
     np.testing.assert_allclose(losses(two / "half-sharded"), losses(one)[:12], atol=1e-4, rtol=0)
-    run = tmp_path / "one"
-    subprocess.run(["cp", "-r", saved, run], check=True)
+    run = shutil.copytree(saved, tmp_path / "one")
     loop.train(spec(), data, run)
     np.testing.assert_allclose(losses(run), losses(one), atol=1e-4, rtol=0)
 
@@ -192,21 +211,26 @@ def test_a_full_disk_of_one_rank_stops_all_and_leaves_the_checkpoint_before(two)
 @pytest.fixture(scope="module")
 def told(data, tmp_path_factory) -> Path:
     """A run of two ranks whose torchrun was told to stop while a checkpoint was written."""
-    folder = tmp_path_factory.mktemp("told")
-    assert torchrun(2, data, folder, "told-in-a-save") != 0
-    subprocess.run(["cp", "-r", folder / "told-in-a-save", folder / "as-it-was-left"], check=True)
-    return folder
+
+    def make(folder: Path) -> None:
+        assert torchrun(2, data, folder, "told-in-a-save") != 0
+
+    return made_once(tmp_path_factory, "told", make)
 
 
 @pytest.fixture(scope="module")
-def restarted(data, told) -> Path:
+def restarted(data, told, tmp_path_factory) -> Path:
     """That run to its end; and one of which a rank was killed."""
-    assert torchrun(2, data, told, "told-in-a-save:plain", "killed", options=("--max-restarts=3",)) == 0
-    return told
+
+    def make(folder: Path) -> None:
+        shutil.copytree(told / "told-in-a-save", folder / "told-in-a-save")
+        assert torchrun(2, data, folder, "told-in-a-save:plain", "killed", options=("--max-restarts=3",)) == 0
+
+    return made_once(tmp_path_factory, "restarted", make)
 
 
 def test_torchrun_told_to_stop_in_a_save_leaves_it_whole(told):
-    run = told / "as-it-was-left"
+    run = told / "told-in-a-save"
     assert ended(run, 2) == ["SystemExit: 143"] * 2
     assert not [path for path in (run / "checkpoints").iterdir() if path.name.startswith(".")]
     assert "000000160" in [path.name for path in state.checkpoints(run)]
