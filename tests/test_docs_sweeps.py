@@ -20,12 +20,13 @@ SMALL = {"evaluation.images": 4, "evaluation.references": 6, "engine.batch": 4}
 
 def test_every_way_of_spending(tmp_path):
     (tmp_path / "ways.yaml").write_text(WAYS)
-    small = SMALL | {"data.images": 128, "train.images": 128, "evaluation.references": 64, "grid.samplers": ["ddim"]}
+    small = SMALL | {"data.images": 128, "train.images": 128, "evaluation.references": 64}
+    small |= {"grid.samplers": ["ddim"], "grid.steps": [4]} | {f"extra_grids.{place}.steps": [4] for place in range(5)}
     study = api.load_study(tmp_path / "ways.yaml", small)
     table = api.sweep(study, tmp_path / "store", workers=1)
-    plain, intervals, plus_plus, guided_by, stitches, best = 2 * 3 * 3, 2 * 2 * 3, 2 * 2 * 3, 2 * 3, 2 * 2 * 3, 2
+    plain, intervals, plus_plus, guided_by, stitches, best = 2 * 3, 2 * 3, 2 * 3, 3, 2 * 3, 1
     wide = api.cells(tmp_path / "store")
-    # Guidance 8 at 4 and 8 steps is in no other grid; that of 2 and 4 is `grid`'s, but for the interval.
+    # The ends of the stitch, and best of 1, are cells of `grid`.
     assert len(wide) == plain + intervals + plus_plus + guided_by + stitches + best
     assert {"stages", "guidance_mode", "guidance_interval", "guide", "best_of", "scorer"} < set(wide.columns)
     assert table["value"].notna().all()

@@ -87,9 +87,8 @@ def test_the_ends_of_a_stitch_are_the_single_checkpoints_and_what_lies_between_i
 def test_a_stitch_of_all_the_steps_gives_the_bits_of_the_checkpoint_alone(made, rows, tmp_path):
     """In a store of its own the end of a stitch is made anew, by way of the stitch."""
     store = Store(tmp_path / "ends")
-    study = sweeps_study().model_copy(
-        update={"grid": Grid(steps=(4,), guidance=(2.0,), stitch=STITCH), "extra_grids": ()}
-    )
+    ends = Grid(steps=(4,), guidance=(2.0,), stitch=STITCH.model_copy(update={"shares": (0.0, 1.0)}))
+    study = sweeps_study().model_copy(update={"grid": ends, "extra_grids": ()})
     (tmp_path / "ends").mkdir()
     for part in ("checkpoints", "data"):
         (store.path / part).symlink_to(made.path / part)

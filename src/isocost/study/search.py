@@ -285,7 +285,7 @@ class Belief:
 
     Arms that were looked at speak for themselves, through `corrected`; a Gaussian process of every curve tells of the
     others. It does not smooth what was looked at: errors on shared prompts are as smooth along a curve as the curve
-    itself, and it would take them for it (in simulation that cost 3 of 3 searches their answer).
+    itself, and it would take them for it (in simulation, with every arm in the pilot, 3 of 3 searches missed so).
     """
 
     def __init__(self, arms: Sequence[Arm], settings: Settings):
