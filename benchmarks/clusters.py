@@ -303,6 +303,7 @@ def write_results(study: StudySpec, store: Store) -> None:
             store.write_chunk(cell.key.digest, index, StoredChunk(features, **write))
         for spec in judge.all_specs():
             write_score(store, cell.key.digest, spec)
+    store.write_costs()
 
 
 def write_score(store: Store, sample_key: str, spec: ScoreSpec) -> None:

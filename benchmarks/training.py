@@ -1,15 +1,17 @@
 """Training images a second beside diffusers' train_text_to_image: same member, global batch, latents and cores.
 
-    python benchmarks/training.py                    the headline: data parallel, a process a core, beside one process
-    python benchmarks/training.py --changes          what each change brings: all of them, and all but one
-    python benchmarks/training.py --widths 8,16,24   the headline for several members
+    python benchmarks/training.py                    every micro member; the headline is the median of their ratios
+    python benchmarks/training.py --widths 16        of some members
+    python benchmarks/training.py --changes          and what each change brings: all of them, and all but one
+    python benchmarks/training.py --tuned            the other side keeps freed memory too
 
 Both sides start from encoded latents and text embeddings and do all that a step does: data, noise, forward, backward,
 clipping, AdamW, learning rate, EMA. The other side is the training step of diffusers' example script at its defaults,
 on `DDPMScheduler` and `EMAModel`, without the encoders (it encodes every image at every step, which is left out in its
-favour) and without caption dropout, which it does not have; one process with a thread a core. Our side is what
-`torchrun --nproc-per-node CORES -m isocost train` does: a process a core, which splits each batch. Turns alternate,
-seconds are the wall's, and ratios are medians over turns. Keep the machine quiet meanwhile.
+favour) and without caption dropout, which it does not have; one process with a thread a core, and malloc as it is.
+Our side is what `torchrun --nproc-per-node CORES -m isocost train` does: a process a core, which splits each batch.
+That losses agree is held by tests (tests/training/test_parallel.py, test_lean.py). Turns alternate, seconds are the
+wall's, and ratios are medians over turns. Keep the machine quiet meanwhile.
 
 `side by side` is how a study trains its members: one to a core, each with the whole batch, beside the other side's
 training them one after the other.
@@ -28,7 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +50,13 @@ from isocost.environment import environment
 from isocost.models.cost import training_flops
 from isocost.models.ladder import ladder
 from isocost.specs import DataSource, TrainSpec
-from isocost.training import loop
+from isocost.training import lean, loop
 from isocost.training.parallel import torchrun_ranks
 from isocost.utilisation import matmul_peak
 
 CORES = environment()["cores"]
-CHANGES = ("a process a core", "lean forward", "fused AdamW", "freed memory kept")
+WIDTHS = [model.width for model in ladder("micro").members]
+CHANGES = ("a process a core", "lean forward", "2x2 convolutions as products", "fused AdamW", "freed memory kept")
 
 
 class AnyLatents:
@@ -196,6 +199,8 @@ def rank_main(width: str, batch: str, folder: str, without: str) -> None:
         if without == "lean forward":
             state.module.to(memory_format=torch.contiguous_format)  # pyright: ignore
             state.network = from_unet(state.module)  # pyright: ignore
+        if without == "2x2 convolutions as products":
+            lean.convolution = lambda conv, x: conv(x)
         if without == "fused AdamW":
             for group in state.optimizer.param_groups:
                 group["fused"] = False
@@ -208,31 +213,33 @@ def rank_main(width: str, batch: str, folder: str, without: str) -> None:
 # ---------------------------------------------------------------------------------------------------------- comparing
 
 
-def compare(sides: dict[str, Side], steps: int, turns: int) -> dict[str, list[float]]:
-    """Seconds of each side's turns; the first ones, which warm up, are left out."""
+def compare(sides: dict[str, Side], seconds: float, turns: int) -> tuple[int, dict[str, list[float]]]:
+    """Steps a turn, about `seconds` of the first side's, and seconds of each side's turns."""
     for side in sides.values():
-        side(2)
+        side(2)  # warms up
+    steps = max(1, round(seconds / next(iter(sides.values()))(1)))
     found: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(turns):
         for name, side in sides.items():
             found[name].append(side(steps))
             time.sleep(0.3)  # threads of the side before may still spin
-    return found
+    return steps, found
 
 
-def headline(width: int, batch: int, steps: int, turns: int, folder: Path) -> dict[str, Any]:
-    task = Task(width, batch, folder)
+def headline(task: Task, seconds: float, turns: int) -> dict[str, Any]:
     with ours(task) as together, ours(task, alone=True) as apart:
-        found = compare({"theirs": theirs(task), "ours": together, "side by side": apart}, steps, turns)
+        sides = {"theirs": theirs(task), "ours": together, "side by side": apart}
+        steps, found = compare(sides, seconds, turns)
     ratios = [there / here for there, here in zip(found["theirs"], found["ours"], strict=True)]
     apart_ratios = [CORES * there / here for there, here in zip(found["theirs"], found["side by side"], strict=True)]
-    speeds = {name: batch * steps / statistics.median(seconds) for name, seconds in found.items()}
+    speeds = {name: task.batch * steps / statistics.median(turns) for name, turns in found.items()}
     speeds["side by side"] *= CORES
     flops = training_flops(task.spec.model, 8, 32)
     torch.set_num_threads(1)
     mfu = {name: speed * flops / (CORES * matmul_peak()) for name, speed in speeds.items()}
     torch.set_num_threads(CORES)
-    print(f"c{width}: " + ", ".join(f"{name} {speed:.0f} images/s" for name, speed in speeds.items()), flush=True)
+    shown = ", ".join(f"{name} {speed:.0f} images/s" for name, speed in speeds.items())
+    print(f"c{task.width}: {shown}, {statistics.median(ratios):.2f} times", file=sys.stderr, flush=True)
     return {
         "ratio": round(statistics.median(ratios), 3),
         "slowest turn": round(min(ratios), 3),
@@ -243,16 +250,15 @@ def headline(width: int, batch: int, steps: int, turns: int, folder: Path) -> di
     }
 
 
-def changes(width: int, batch: int, steps: int, turns: int, folder: Path) -> dict[str, float]:
-    """Times the other side's speed: with every change, with all but one, and with none."""
-    task = Task(width, batch, folder)
+def changes(task: Task, seconds: float, turns: int) -> dict[str, float]:
+    """Times the other side's speed: with every change, and with all but one."""
     with contextlib.ExitStack() as held:
         sides: dict[str, Side] = {"theirs": theirs(task), "all": held.enter_context(ours(task))}
         one = {"world": 1, "threads": CORES}
         for change in CHANGES:
             how = one if change == "a process a core" else {}
-            sides[f"all but: {change}"] = held.enter_context(ours(Task(width, batch, folder, change), **how))
-        found = compare(sides, steps, turns)
+            sides[f"all but: {change}"] = held.enter_context(ours(replace(task, without=change), **how))
+        _, found = compare(sides, seconds, turns)
     return {
         name: round(statistics.median(b / o for b, o in zip(found["theirs"], seconds, strict=True)), 3)
         for name, seconds in found.items()
@@ -260,44 +266,53 @@ def changes(width: int, batch: int, steps: int, turns: int, folder: Path) -> dic
     }
 
 
-def measure(width: int = 16, batch: int = 128, steps: int = 4, repeats: int = 7, **more: Any) -> dict[str, Any]:
-    """The benchmark's result. more: `changes` True, or `widths`, a list of further members."""
+def measure(
+    widths: Sequence[int] = WIDTHS,
+    batch: int = 128,
+    seconds: float = 1.5,
+    repeats: int = 7,
+    with_changes: bool = False,
+    tuned: bool = False,
+) -> dict[str, Any]:
+    """The benchmark's result; its headline `ratio` is the median over members."""
     torch.set_num_threads(CORES)
-    keep_freed_memory()
+    if tuned:
+        keep_freed_memory()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "data"
         precompute(DataSource(images=4096), AnyLatents(), AnyContexts(), folder)
-        found = headline(width, batch, steps, repeats, folder)
-        spread = {name: found[name] for name in ("side by side", "slowest turn", "fastest turn")}
-        result = {
-            "name": f"training: micro c{width}, batch {batch}, {CORES} cores, fp32",
-            "ratio": found["ratio"],
-            "ratios": {"fp32": found["ratio"], **spread},
-            "images_per_core_second": found["images_per_core_second"],
-            "mfu": found["mfu"],
-            "baseline": "diffusers train_text_to_image step: DDPMScheduler, AdamW, EMAModel; latents precomputed",
-            "device": environment(),
-        }
-        if more.get("widths"):
-            result["widths"] = {f"c{w}": headline(w, batch, steps, repeats, folder) for w in more["widths"]}
-        if more.get("changes"):
-            result["changes"] = changes(width, batch, steps, repeats, folder)
-    return result
+        tasks = [Task(width, batch, folder) for width in widths]
+        members = {f"c{task.width}": headline(task, seconds, repeats) for task in tasks}
+        brought = {f"c{task.width}": changes(task, seconds, repeats) for task in tasks if with_changes}
+    ratios = {name: found["ratio"] for name, found in members.items()}
+    middle = members[sorted(ratios, key=lambda name: ratios[name])[len(ratios) // 2]]
+    return {
+        "name": f"training: micro {', '.join(members)}, batch {batch}, {CORES} cores, fp32",
+        "ratio": round(statistics.median(ratios.values()), 3),
+        "ratios": ratios,
+        "images_per_core_second": middle["images_per_core_second"],
+        "baseline": "diffusers train_text_to_image step: DDPMScheduler, AdamW, EMAModel; latents precomputed"
+        + ("; keeps freed memory" if tuned else ""),
+        "members": members,
+        "changes": brought or None,
+        "device": environment(),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("width", 16), ("batch", 128), ("steps", 4), ("repeats", 7)):
-        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--widths", type=lambda text: [int(part) for part in text.split(",")], default=WIDTHS)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--seconds", type=float, default=1.5, help="a turn of the other side's")
+    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--changes", action="store_true")
-    parser.add_argument("--widths", type=lambda text: [int(part) for part in text.split(",")], default=[])
+    parser.add_argument("--tuned", action="store_true")
     parser.add_argument("--rank", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.rank:
         rank_main(*json.loads(args.rank))
         return
-    more = {"widths": args.widths, "changes": args.changes}
-    print(json.dumps(measure(args.width, args.batch, args.steps, args.repeats, **more)))
+    print(json.dumps(measure(args.widths, args.batch, args.seconds, args.repeats, args.changes, args.tuned)))
 
 
 if __name__ == "__main__":

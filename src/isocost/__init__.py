@@ -11,12 +11,14 @@ if TYPE_CHECKING:
         adaptive_search,
         build_reference,
         check,
+        claims,
         data_filter,
         data_info,
         encode,
         env,
         export,
         ladder,
+        laws,
         load_reference,
         load_study,
         plan,
@@ -31,18 +33,21 @@ if TYPE_CHECKING:
         sweep_shard,
         table,
         train,
+        upscale,
     )
 
 __all__ = [
     "adaptive_search",
     "build_reference",
     "check",
+    "claims",
     "data_filter",
     "data_info",
     "encode",
     "env",
     "export",
     "ladder",
+    "laws",
     "load_reference",
     "load_study",
     "plan",
@@ -57,6 +62,7 @@ __all__ = [
     "sweep_shard",
     "table",
     "train",
+    "upscale",
 ]
 
 

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
+    from isocost.analysis.claims import Contradiction, Judgement
+    from isocost.analysis.differences import Influence
+    from isocost.analysis.laws import Laws
     from isocost.analysis.planner import Recommendation
     from isocost.data.filters import FilteredIndex
     from isocost.scoring.references import ReferenceSet
@@ -32,7 +35,9 @@ if TYPE_CHECKING:
     from isocost.study.search import Settings as Search
     from isocost.study.status import Status
     from isocost.study.store import Store
+    from isocost.study.upscaled import Upscaled
     from isocost.training.parallel import Layout
+    from isocost.training.state import Checkpoint
 
 Progress = Callable[[str, float, float, str], None]
 StudyLike = StudySpec | str | Path
@@ -239,6 +244,25 @@ def data_filter(
     return filtered(images, parsed, Path(out) if out else None, lambda done, all_: progress("filter", done, all_, ""))
 
 
+def photo_vae(
+    train: Sequence[str | Path],
+    held_out: Sequence[str | Path],
+    folder: str | Path,
+    settings: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    degradation: str = "realesrgan",
+    tell: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Train an autoencoder on photographs (folders or tars) into `folder`, for super-resolution; what was measured.
+
+    `settings`: fields of `isocost.encoders.photos.PhotoSettings`. What is there is kept: call it again after an
+    interruption. Raises `SpecError` for a field or value that is wrong.
+    """
+    from isocost.encoders.photos import photo_settings, train_photo_vae
+
+    return train_photo_vae(train, held_out, folder, photo_settings(settings or {}), seed, degradation, tell)
+
+
 def sweep(
     spec: StudyLike,
     store: str | Path | None = None,
@@ -386,6 +410,70 @@ def frontier(
     return summary(table(store, measured), metric, unit, opened.influence, filters, select_by)
 
 
+def claims(
+    store: str | Path | None,
+    metric: str | None = None,
+    unit: str = "paper",
+    only: Sequence[str] | None = None,
+) -> Judgement:
+    """Every claim of the paper as a verdict: supported, refuted, inconclusive, or not testable on what there is.
+
+    `store`: a folder of results, or what `isocost store publish` wrote of one; None: the numbers that the paper prints,
+    which have no errors. `metric`: what claims on FID are judged by; default: what the study chooses by, where that is
+    a distance. `only`: some claims by id.
+
+    Raises:
+        StoreError: no scores there.
+        SpecError: an unknown claim, metric or unit; scores by two protocols.
+    """
+    from isocost.analysis.cells import cost_column
+    from isocost.analysis.claims import judge, printed_table
+
+    cost_column(unit)
+    if store is None:
+        return judge(printed_table(), None, metric, unit, only)
+    found, influence, metric = _results(store, metric)
+    return judge(found, influence, metric, unit, only)
+
+
+def laws(store: str | Path, metric: str | None = None) -> Laws:
+    """What quality follows: over training, over sampling, the best size and steps for a budget, and crossovers.
+
+    `store` and `metric` as for `claims`. Raises as `claims` does; what cannot be fitted is said in `missing`.
+    """
+    from isocost.analysis.laws import laws as fitted
+
+    found, influence, metric = _results(store, metric)
+    return fitted(found, influence, metric)
+
+
+def _results(store: str | Path, metric: str | None) -> tuple[pd.DataFrame, Influence | None, str | None]:
+    """The table of a store or of what was published of one, its influence values, and the distance that judges.
+
+    None for that: the table's own default, where the study does not choose by a distance.
+    """
+    from isocost.analysis.sheet import DISTANCES
+    from isocost.study import published
+    from isocost.study.run import metric_label
+
+    if published.is_published(Path(store)):
+        found, influence = published.table(Path(store)), None
+        chosen_by = published.study(Path(store)).evaluation.select_by
+    else:
+        opened = open_store(store)
+        found, influence = table(store), opened.influence
+        chosen_by = metric_label(opened, opened.study().evaluation.select_by)
+        metric = metric_label(opened, metric) if metric else None
+    return found, influence, metric or (chosen_by if chosen_by.partition("[")[0] in DISTANCES else None)
+
+
+def contradictions() -> tuple[Contradiction, ...]:
+    """Where the paper disagrees with itself."""
+    from isocost.analysis.claims import contradictions as found
+
+    return found()
+
+
 def _judged_by(store: Store, metric: str | None) -> tuple[str, str]:
     """The metric that judges and the one that chose guidance, as the store's table calls them."""
     from isocost.study.run import metric_label
@@ -418,25 +506,73 @@ def sample(
     if not prompts:
         raise SpecError("no prompts: give at least one.")
     found = find(checkpoint, member)
-    spec = found.checkpoint.spec
-    plan = SamplingPlan.parse(
-        {
-            "stages": [{"checkpoint": found.checkpoint.ref("ema").model_dump()}],
-            "schedule": spec.schedule.model_dump(),
-            "prediction": spec.prediction,
-            "sampler": sampler,
-            "steps": steps,
-            "spacing": spacing,
-            "guidance": {"scale": guidance_scale},
-            "eta": eta,
-        },
-        "sample",
-    )
+    how = {"sampler": sampler, "steps": steps, "spacing": spacing, "guidance": {"scale": guidance_scale}, "eta": eta}
+    plan = _plan_of(found.checkpoint, "sample", **how)
     engine = EngineSpec(batch=min(len(prompts), 64))
     pipeline = pipeline_of(found, engine)
     asked = [(text, text, replicate) for text in prompts]
     batches = [asked[start : start + engine.batch] for start in range(0, len(asked), engine.batch)]
     return np.concatenate([generate(pipeline, plan, engine, batch).images for batch in batches])
+
+
+def _plan_of(checkpoint: Checkpoint, where: str, **how: Any) -> SamplingPlan:
+    """A plan of one checkpoint's EMA weights, on the schedule of its training."""
+    spec = checkpoint.spec
+    fields = {
+        "stages": [{"checkpoint": checkpoint.ref("ema").model_dump()}],
+        "schedule": spec.schedule.model_dump(),
+        "prediction": spec.prediction,
+    }
+    return SamplingPlan.parse(fields | how, where)
+
+
+def upscale(
+    image: str | Path | np.ndarray,
+    checkpoint: str | Path,
+    *,
+    member: str | None = None,
+    steps: int = 20,
+    sampler: str = "ddim",
+    spacing: str = "trailing",
+    eta: float = 0.0,
+    replicate: int = 0,
+    tile: int | None = None,
+    overlap: int | None = None,
+    batch: int = 16,
+    progress: Progress = _silent,
+) -> Upscaled:
+    """An image, a file's or uint8 [h, w, 3], four times as large, by a checkpoint trained for super-resolution.
+
+    tile, overlap: pixels of `image`, that the network sees at a time. Default: as in its training, and a quarter.
+    batch: tiles a network call. Noise is keyed by the file's name and `replicate`: the same call, the same image.
+
+    Raises `DataError` for a file that is no image, or too small; `SpecError` for a checkpoint that draws from prompts.
+    """
+    from isocost.data.images import Decoded, decode
+    from isocost.data.pairs import enlarged
+    from isocost.sampling.upscale import LowRes, upscale_whole
+    from isocost.study.checkpoints import find, pipeline_of
+    from isocost.study.upscaled import Upscaled
+
+    if isinstance(image, str | Path):
+        if not Path(image).is_file():
+            raise SpecError(f"{image}: no such image.")
+        name, decoded = Path(image).stem, decode(Path(image).read_bytes(), str(image))
+    else:
+        name, decoded = "array", Decoded(image)
+    found = find(checkpoint, member)
+    plan = _plan_of(found.checkpoint, "upscale", sampler=sampler, steps=steps, spacing=spacing, eta=eta)
+    engine = EngineSpec(batch=batch)
+    made = upscale_whole(
+        pipeline_of(found, engine),
+        plan,
+        engine,
+        LowRes(name, decoded.pixels, replicate),
+        tile,
+        overlap,
+        lambda done, total: progress("upscale", done, total, name),
+    )
+    return Upscaled(enlarged(decoded.pixels), made, decoded.conversions)
 
 
 def measure(

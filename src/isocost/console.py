@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from isocost.models.ladder import format_parameters
 if TYPE_CHECKING:
     import pandas as pd
 
+    from isocost.analysis.claims import Judgement, Verdict
     from isocost.models.memory import Spread
     from isocost.scoring.results import Scores
     from isocost.study.dry_run import DryRun
@@ -118,6 +119,37 @@ def print_frontier(found: dict[str, Any]) -> None:
     for line in (*found["crossovers"], *found["notes"], *found["left_out"]):
         print(f"- {line}")
     print()
+
+
+def print_claims(found: Judgement, disagreements: Sequence[str] = ()) -> None:
+    """Claims that could be tested as a table, those that could not in lines, then what there is to know."""
+    tested = [verdict for verdict in found.verdicts if not verdict.missing]
+    if tested:
+        shown = Table(title="claims of arXiv 2404.01367", title_justify="left", show_lines=True)
+        for name, width in (("", 4), ("claim", 34), ("verdict", 12)):
+            shown.add_column(name, width=width, overflow="fold")
+        shown.add_column("on what", overflow="fold")
+        for verdict in tested:
+            shown.add_row(verdict.id, verdict.claim, verdict.verdict, escape(verdict.sentence))
+        _console().print(shown)
+    if len(tested) < len(found.verdicts):
+        print("\nNot testable here:")
+    for verdict in found.verdicts:
+        if verdict.missing:
+            print(f"  {verdict.id:4} {verdict.claim}: needs {verdict.missing}")
+    print()
+    for line in (*found.notes, *_notes(tested), *disagreements):
+        print(f"- {line}")
+
+
+def _notes(verdicts: Sequence[Verdict]) -> Iterator[str]:
+    """Notes on claims, each once, with the claims that it is of."""
+    claims: dict[str, list[str]] = {}
+    for verdict in verdicts:
+        for note in verdict.notes:
+            claims.setdefault(note, []).append(verdict.id)
+    for note, ids in claims.items():
+        yield f"{', '.join(ids)}: {note.rstrip('.')}."
 
 
 def print_scores(found: Scores) -> None:

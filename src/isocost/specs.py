@@ -119,7 +119,10 @@ def _spec_of(owner: type[Spec], field: str) -> type[Spec] | None:
 
 
 class ModelSpec(Spec):
-    """One member of a family. `width` is c, the channels of the first level; all else follows from the family."""
+    """One member of a family. `width` is c, the channels of the first level; all else follows from the family.
+
+    `in_channels` beyond `out_channels` are a condition's: those of an image's latent, beside the noise.
+    """
 
     family: str
     width: int = Field(gt=0)
@@ -131,6 +134,16 @@ class ModelSpec(Spec):
     @property
     def name(self) -> str:
         return f"c{self.width}"
+
+    @property
+    def conditioned(self) -> ModelSpec:
+        """The same member with an image's latent beside the noise (arXiv 2404.01367, Fig. 2): twice the inputs."""
+        return self.model_copy(update={"in_channels": 2 * self.out_channels})
+
+    @property
+    def takes_image(self) -> bool:
+        """Whether it is given an image's latent beside the noise."""
+        return self.in_channels > self.out_channels
 
 
 class NoiseSchedule(Spec):
@@ -210,9 +223,12 @@ class DataSource(Spec):
     Paths may be URLs of any store that fsspec knows. `filters`: which of the training images are used; `images` counts
     those that pass. `encode`: all images ahead of training, into files, or "live", as training asks for them.
     `embeddings`: a caption's lies in those files once, or in each that uses it, so that one can be read alone.
+
+    With a `degradation` (a name in `isocost.data.degradation`) images are photographs for super-resolution, whose
+    captions are not read: `images` pairs of a crop of `resolution` pixels and what is left of it, drawn from (seed, i).
     """
 
-    NEUTRAL: ClassVar[dict[str, Any]] = {"filters": (), "encode": "ahead", "embeddings": "once"}
+    NEUTRAL: ClassVar[dict[str, Any]] = {"filters": (), "encode": "ahead", "embeddings": "once", "degradation": None}
     kind: Literal["scenes", "images"] = "scenes"
     resolution: int = Field(default=32, ge=8, description="pixels a side")
     images: int | None = Field(default=None, ge=1, description="how many images; None: all there are")
@@ -226,6 +242,7 @@ class DataSource(Spec):
     filters: tuple[Filter, ...] = ()
     encode: Literal["ahead", "live"] = "ahead"
     embeddings: Literal["once", "each_file"] = "once"
+    degradation: str | None = None
 
     def canonical(self) -> dict[str, Any]:
         """Paths are where to look, not what is there: they stay out of the digest."""
@@ -241,6 +258,13 @@ class DataSource(Spec):
             raise ValueError("an encoder is 'own' but `encoder_training` does not say how to train it")
         if self.kind == "scenes" and self.filters:
             raise ValueError("filters are for kind 'images'; scenes are drawn as they are asked for")
+        if self.degradation is not None:
+            if self.kind != "images" or self.filters or self.images is None:
+                raise ValueError(
+                    "a degradation is for kind 'images', without filters; crops are endless: say how many in `images`"
+                )
+            if self.resolution % 4:
+                raise ValueError(f"resolution {self.resolution} has no quarter, which a degradation to x4 leaves")
         return self
 
 
@@ -259,8 +283,12 @@ class EncoderTraining(Spec):
 
 
 class DataSpec(Spec):
-    """Encoded data: shards of latents and text embeddings, named by content. Paths live outside, in a locator."""
+    """Encoded data: shards of latents and text embeddings, named by content. Paths live outside, in a locator.
 
+    degradation: of the low-resolution images whose latents lie beside the others; None: there are none.
+    """
+
+    NEUTRAL: ClassVar[dict[str, Any]] = {"degradation": None}
     digest_of_shards: str
     images: int = Field(gt=0)
     resolution: int
@@ -268,6 +296,7 @@ class DataSpec(Spec):
     context_shape: tuple[int, int]
     autoencoder: str = Field(description="content digest")
     text_encoder: str = Field(description="content digest")
+    degradation: str | None = None
 
 
 class Optimizer(Spec):
@@ -359,6 +388,12 @@ class TrainSettings(Spec):
             raise ValueError(
                 f"a schedule of kind 'flow' goes with prediction 'flow' or 'sample', not {self.prediction}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _has_captions_to_drop(self) -> Self:
+        if self.objective == "superres" and self.caption_dropout:
+            raise ValueError("objective 'superres' has no captions to drop: set caption_dropout to 0")
         return self
 
     @model_validator(mode="after")
@@ -691,13 +726,17 @@ class StudySpec(Spec):
 
     `checkpoints`: folders of other people's text-to-image checkpoints, in diffusers' layout, that are sampled beside
     the members or instead of them; each is called by the last part of its path, and known by its content.
+
+    `start_from`: the store of a study of text-to-image whose final checkpoints the members of the same names, and
+    seeds, start from. Where it lies does not count: training runs know their start by its content.
     """
 
-    NEUTRAL: ClassVar[dict[str, Any]] = {"checkpoints": ()}
+    NEUTRAL: ClassVar[dict[str, Any]] = {"checkpoints": (), "start_from": None}
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     data: DataSource
     members: tuple[ModelSpec, ...] = ()
     checkpoints: tuple[str, ...] = ()
+    start_from: str | None = None
     train: TrainSettings | None = Field(default=None, description="how members are trained; None where there are none")
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1, description="training seeds")
     grid: Grid = Grid()
@@ -726,6 +765,7 @@ class StudySpec(Spec):
     def canonical(self) -> dict[str, Any]:
         """A given checkpoint counts by its name, as grids do name it: its path is where to look."""
         fields = super().canonical()
+        fields |= {"start_from": True} if self.start_from else {}
         return fields | {"checkpoints": list(self.given)} if self.checkpoints else fields
 
     @model_validator(mode="after")
@@ -736,6 +776,9 @@ class StudySpec(Spec):
             raise ValueError("`train` is missing, and there are members to train")
         if self.members and self.data.kind == "images" and not self.data.train:
             raise ValueError(f"data: {NO_TRAINING_IMAGES}")
+        superres = self.train is not None and self.train.objective == "superres"
+        if superres != (self.data.degradation is not None):
+            raise ValueError("train.objective 'superres' goes with data.degradation: give both, or neither")
         return self
 
 

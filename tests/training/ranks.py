@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -18,7 +19,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 from conftest import tiny_spec
 from isocost.encoders.latents import LatentShards
-from isocost.errors import IsocostError
+from isocost.errors import DataError, IsocostError
+from isocost.study import together
 from isocost.training import loop, state
 from isocost.training.parallel import Layout, Ranks, torchrun_ranks
 
@@ -53,8 +55,15 @@ def train(ranks: Ranks, data: Recorded, folder: Path, layout: Layout = PLAIN, **
         loop.train(spec_of(data, **changes), data, folder, ranks=ranks, layout=layout, **options)
     except (IsocostError, SystemExit) as error:
         ended = f"{type(error).__name__}: {error}"
-    found = {"asked": data.asked, "ended": ended}
-    (folder / f"rank-{ranks.rank}-of-{ranks.world}.json").write_text(json.dumps(found))
+    note(ranks, folder, asked=data.asked, ended=ended)
+
+
+def note(ranks: Ranks, folder: Path, **found: Any) -> None:
+    note_of(ranks, folder).write_text(json.dumps(found))
+
+
+def note_of(ranks: Ranks, folder: Path) -> Path:
+    return folder / f"rank-{ranks.rank}-of-{ranks.world}.json"
 
 
 def stopping_at(step: int) -> Callable[[int], None]:
@@ -123,6 +132,30 @@ def killed(ranks: Ranks, data: Path, folder: Path) -> None:
     train(ranks, Recorded(data, on(1, ranks, die)), folder, save_every_images=64)
 
 
+def shrunk(ranks: Ranks, data: Path, folder: Path) -> None:
+    """Rank 1's copy of the data has a shard that has become shorter since it was indexed."""
+    own = data
+    if ranks.rank == 1:
+        own = Path(shutil.copytree(data, folder / "copy"))
+        os.truncate(own / "latents-00000.safetensors", 3000)
+    try:
+        together.train_member(spec_of(LatentShards(data)), own, folder / "run", together.Training(ranks))
+        ended = "whole"
+    except IsocostError as error:
+        ended = f"{type(error).__name__}: {error}"
+    note(ranks, folder, asked=[], ended=ended)
+
+
+def unreadable(ranks: Ranks, data: Path, folder: Path) -> None:
+    """Rank 1 finds a damaged file in the midst of training."""
+
+    def fail(step: int) -> None:
+        if step == 3:
+            raise DataError("latents-00007.safetensors: damaged")
+
+    train(ranks, Recorded(data, on(1, ranks, fail)), folder, save_every_images=16)
+
+
 def told_in_a_save(ranks: Ranks, data: Path, folder: Path) -> None:
     """torchrun is told to stop while rank 0 writes a checkpoint."""
     real = state.save_file
@@ -151,11 +184,13 @@ RUNS: dict[str, Callable[[Ranks, Path, Path], None]] = {
     "hsdp": whole(Layout(sharding="hsdp", shard_ranks=2, checkpoint_activations=True), changes={"images": 40}),
     "muon": whole(FSDP, changes={"images": 40, "accumulation": 2, "optimizer": {"kind": "muon", "lr": 3e-3}}),
     "half": half(PLAIN, 20),
-    "half-sharded": half(FSDP, 5),
+    "half-sharded": half(FSDP, 2),
     "on": half(PLAIN, 15),
-    "on-sharded": half(FSDP, 5),
+    "on-sharded": half(FSDP, 2),
     "nan": nan,
     "full-disk": full_disk,
+    "shrunk": shrunk,
+    "unreadable": unreadable,
     "killed": killed,
     "told-in-a-save": told_in_a_save,
 }
@@ -167,6 +202,7 @@ if __name__ == "__main__":
             folder = Path(sys.argv[2]) / (place or run)
             folder.mkdir(exist_ok=True)
             begun = time.monotonic()
-            RUNS[run](ranks, Path(sys.argv[1]), folder)
+            if not note_of(ranks, folder).exists():  # what was done before torchrun started us again
+                RUNS[run](ranks, Path(sys.argv[1]), folder)
             if ranks.leads:
                 print(f"{name}: {time.monotonic() - begun:.1f} s", flush=True)

@@ -210,7 +210,7 @@ class _TarImages:
 class _FolderImages:
     def __init__(self, folder: Path):
         self._folder = folder
-        self._files = _image_files(folder)
+        self._files = image_files(folder)
         self._listed = _read_metadata(folder)
         unknown = set(self._listed) - {path.relative_to(folder).as_posix() for path in self._files}
         if unknown:
@@ -260,7 +260,7 @@ class _FolderImages:
         return [{"place": str(self._folder), "samples": len(self), "sha256": self.digest()}]
 
 
-def _image_files(folder: Path) -> list[Path]:
+def image_files(folder: Path) -> list[Path]:
     """Image files under `folder`, sorted. All else but sidecars is refused: a file left unread is a lost image."""
     files, keys = [], {}
     for path in sorted(folder.rglob("*")):

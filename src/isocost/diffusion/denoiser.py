@@ -140,7 +140,7 @@ class Denoiser:
 
         D takes x [B, C, H, W] and a timestep 0..T-1, and gives x0 [R * B, C, H, W] in the dtype of x, by one call.
         """
-        predict = _bind(self.network, context, rows_per_image)
+        predict = bound(self.network, context, rows_per_image)
 
         def denoise(x: Tensor, t: int) -> Tensor:
             output = predict(x, t).to(x.dtype)
@@ -151,7 +151,7 @@ class Denoiser:
         return denoise
 
 
-def _bind(network: Network | BindingNetwork, context: Tensor, rows_per_image: int) -> Predict:
+def bound(network: Network | BindingNetwork, context: Tensor, rows_per_image: int) -> Predict:
     """`network.bind`, or for a network that has none a function that gives it the contexts at each call."""
     if isinstance(network, BindingNetwork):
         return network.bind(context, rows_per_image)
@@ -161,6 +161,20 @@ def _bind(network: Network | BindingNetwork, context: Tensor, rows_per_image: in
         return network(x.repeat(rows_per_image, 1, 1, 1), timesteps, context)
 
     return predict
+
+
+class Conditioned:
+    """A network that is given a condition [B, C', H, W] beside x, bound for a trajectory as contexts are.
+
+    network: takes both, [N, C + C', H, W]. A denoiser and a sampler see x alone.
+    """
+
+    def __init__(self, network: Network | BindingNetwork, condition: Tensor) -> None:
+        self.network, self.condition = network, condition
+
+    def bind(self, context: Tensor, rows_per_image: int) -> Predict:
+        predict = bound(self.network, context, rows_per_image)
+        return lambda x, t: predict(torch.cat([x, self.condition], dim=1), t)
 
 
 def from_unet(unet: UNet2DConditionModel) -> Network:

@@ -1,8 +1,9 @@
 """Encoded images and captions, read at random from memory maps.
 
 A folder holds `latents-00000.safetensors`, ... and `header.json`. Each shard has `latents` fp16 [n,C,h,w], `caption`
-int64 [n] and `contexts` fp16 [u,L,D], embeddings of captions. All payloads have a fixed size, so that a sample is read
-from the memory map without parsing. Where an image's embedding is depends on the schema in the header:
+int64 [n] and `contexts` fp16 [u,L,D], embeddings of captions; data for super-resolution has `conditions` too, latents
+[n,C,h,w] of the low-resolution images. All payloads have a fixed size, so that a sample is read from the memory map
+without parsing. Where an image's embedding is depends on the schema in the header:
 
     1   `caption` numbers the distinct captions of the whole set; a shard holds those that it is the first to use
     2   `caption` numbers the captions of its own shard, which is all that is needed to read it
@@ -61,6 +62,7 @@ def data_spec(header: dict[str, Any]) -> DataSpec:
         context_shape=header["context_shape"],
         autoencoder=header["autoencoder"],
         text_encoder=header["text_encoder"],
+        degradation=header.get("degradation"),
     )
 
 
@@ -88,6 +90,7 @@ class LatentShards:
         contexts = [shard["contexts"] for shard in self.header["shards"]]
         self._first_context = np.cumsum(contexts) - contexts
         self._latents = _Rows(self.shards, lambda number: self._open(number)["latents"], self.latent_shape)
+        self._conditions = _Rows(self.shards, lambda number: self._open(number)["conditions"], self.latent_shape)
         self._captions = _Rows(self.shards, lambda number: self._open(number)["caption"], ())
         self._contexts = _Rows(contexts, lambda number: self._open(number)["contexts"], self.context_shape)
         if not is_url(self.folder):
@@ -108,6 +111,10 @@ class LatentShards:
     def contexts(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """fp32 [B,L,D]: the embeddings of the captions of images `indices`."""
         return self._contexts.take(self._context_rows(indices))
+
+    def conditions(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """fp32 [B,C,h,w] of the low-resolution images of pairs `indices`, where the header names a degradation."""
+        return self._conditions.take(indices)
 
     @cached_property
     def null_context(self) -> np.ndarray:
@@ -163,6 +170,8 @@ class LatentShards:
             "caption": (shard["images"],),
             "contexts": (shard["contexts"], *self.context_shape),
         }
+        if self.spec.degradation is not None:
+            expected["conditions"] = expected["latents"]
         for name, shape in expected.items():
             found = arrays[name].shape if name in arrays else None
             if found != shape:

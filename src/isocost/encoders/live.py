@@ -22,10 +22,11 @@ from isocost.encoders.precompute import (
     Moments,
     described,
     encode_captions,
+    encode_conditions,
     encode_images,
     refuse_changed,
 )
-from isocost.encoders.sources import Source, open_source
+from isocost.encoders.sources import Photographs, Source, open_source
 from isocost.errors import DataError
 from isocost.files import atomic_write
 from isocost.specs import DataSource, DataSpec, digest_of
@@ -79,6 +80,12 @@ class LiveLatents:
         """fp32 [B,L,D]: the embeddings of the captions of images `indices`."""
         return self._rows(indices).contexts
 
+    def conditions(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """fp32 [B,C,h,w] of the low-resolution images of pairs `indices`, where the source has a degradation."""
+        conditions = self._rows(indices).conditions
+        assert conditions is not None
+        return conditions
+
     @cached_property
     def null_context(self) -> np.ndarray:
         """fp32 [L,D]: the embedding of the empty caption."""
@@ -119,7 +126,8 @@ class LiveLatents:
         batch = self._batch_of(wanted) or self._begin(wanted)
         rows = batch.rows.result()
         places = [batch.places[index] for index in wanted.tolist()]
-        return _Rows(rows.latents[places].astype(np.float32), rows.contexts[places].astype(np.float32))
+        conditions = None if rows.conditions is None else rows.conditions[places].astype(np.float32)
+        return _Rows(rows.latents[places].astype(np.float32), rows.contexts[places].astype(np.float32), conditions)
 
     def _encode(self, indices: np.ndarray) -> _Rows:
         captions = self._images.captions(indices.tolist())
@@ -127,14 +135,18 @@ class LiveLatents:
         contexts = encode_captions(self._text_encoder, distinct)
         number = {caption: row for row, caption in enumerate(distinct)}
         latents = encode_images(self._images, self._autoencoder, indices.tolist())
-        return _Rows(latents, contexts[[number[caption] for caption in captions]])
+        conditions = None
+        if isinstance(self._images, Photographs):
+            conditions = encode_conditions(self._images, self._autoencoder, indices.tolist())
+        return _Rows(latents, contexts[[number[caption] for caption in captions]], conditions)
 
 
 class _Rows(NamedTuple):
-    """[B,C,h,w] and [B,L,D]."""
+    """[B,C,h,w], [B,L,D], and of pairs [B,C,h,w]."""
 
     latents: np.ndarray
     contexts: np.ndarray
+    conditions: np.ndarray | None = None
 
 
 class _Batch(NamedTuple):

@@ -10,6 +10,7 @@ import functools
 import json
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -85,16 +86,28 @@ def train_own(kind: str, source: DataSource, folder: Path) -> Path:
     Raises `SpecError` for a source without `encoder_training`, or of scenes, whose encoders ship; `TrainingError` where
     another process trains the same encoder.
     """
-    if is_trained(folder):
-        return folder
     if source.encoder_training is None or source.kind != "images":
         raise SpecError("encoders 'own' need data.kind 'images' and data.encoder_training.")
+    lookup(SETTINGS, kind, "kind of encoder")
+    asked = source.encoder_training
+    return train_once(folder, lambda made, work: _train(kind, source, asked, made, work))
+
+
+def train_once(folder: Path, train: Callable[[Path, Path], dict[str, Any]]) -> Path:
+    """`folder`, which appears when `train(made, work)` has trained an encoder into `made`; what lies there is kept.
+
+    train: gives what is measured, for metrics.json; it keeps its log and state in `work`, to go on from after a stop.
+    Raises `TrainingError` where another process trains the same encoder.
+    """
+    if is_trained(folder):
+        return folder
     work = _workplace(folder)
     work.mkdir(parents=True, exist_ok=True)
     with only_trainer(work):
         if not is_trained(folder):  # another process may just have finished it
             made = work / "made"
-            metrics = _train(kind, source, source.encoder_training, made, work)
+            shutil.rmtree(made, ignore_errors=True)
+            metrics = train(made, work)
             (made / METRICS).write_text(json.dumps(metrics, indent=1))
             shutil.copy(work / runlog.NAME, made)
             replace_folder(made, folder)
@@ -124,10 +137,9 @@ def _workplace(folder: Path) -> Path:
 
 def _train(kind: str, source: DataSource, asked: EncoderTraining, made: Path, work: Path) -> dict[str, Any]:
     """Train into the folder `made`; what is measured on held-out images."""
-    settings = lookup(SETTINGS, kind, "kind of encoder")(asked)
+    settings = SETTINGS[kind](asked)
     seed = asked.seed + KINDS.index(kind)
     training = _Augmented.of(source, seed=asked.seed)
-    shutil.rmtree(made, ignore_errors=True)
     held_out = open_images(source.val, captions_required=kind != "autoencoder")
     images = square_images(held_out, range(len(held_out)), source.resolution)  # a broken one is found before training
     if isinstance(settings, AutoencoderSettings):

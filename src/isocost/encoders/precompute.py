@@ -21,7 +21,7 @@ import numpy as np
 
 from isocost.data.images import open_images
 from isocost.encoders.latents import EACH_FILE, ONCE, LatentShards, open_shard, read_header, shard_header
-from isocost.encoders.sources import Source, open_source
+from isocost.encoders.sources import Photographs, Source, open_source
 from isocost.errors import DataError, SpecError
 from isocost.files import atomic_write, file_digest
 from isocost.specs import DataSource, digest_of
@@ -151,6 +151,7 @@ def described(
         "source_spec": source.model_dump(mode="json"),
         "sources": images.sources,
         "filters": images.report,
+        "degradation": source.degradation,
     }
 
 
@@ -236,8 +237,12 @@ class _Work:
                 latents = encode_images(self.images, self.autoencoder, shard.images, progress)
                 if check_scale and shard is shards[0]:  # at once, not after hours
                     Moments.of(latents).check_unit(self.folder)
+                tensors = {"latents": latents, "caption": caption_of}
+                tensors["contexts"] = encode_captions(self.text_encoder, captions)
+                if isinstance(self.images, Photographs):
+                    tensors["conditions"] = encode_conditions(self.images, self.autoencoder, shard.images)
                 shard.note.unlink(missing_ok=True)
-                _write(shard.path, latents, caption_of, encode_captions(self.text_encoder, captions), self.plan)
+                _write(shard.path, tensors, self.plan)
                 self._note(shard, captions)
             elif progress:
                 progress(shard.images.stop, self.images.count)
@@ -313,11 +318,27 @@ def encode_images(
     source: Source, autoencoder: ImageEncoder, indices: Sequence[int], progress: Progress | None = None
 ) -> np.ndarray:
     """fp16 [n,C,h,w] of images `indices`, at least one."""
+    return _encoded(source.images, source, autoencoder, indices, progress)
+
+
+def encode_conditions(source: Photographs, autoencoder: ImageEncoder, indices: Sequence[int]) -> np.ndarray:
+    """fp16 [n,C,h,w] of the low-resolution images of pairs `indices`, enlarged; at least one."""
+    return _encoded(source.conditions, source, autoencoder, indices)
+
+
+def _encoded(
+    read: Callable[[Sequence[int]], np.ndarray],
+    source: Source,
+    autoencoder: ImageEncoder,
+    indices: Sequence[int],
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """fp16 [n,C,h,w] of what `read` gives for `indices`."""
     batches: list[np.ndarray] = []
     per_call = max(1, PIXELS_PER_CALL // source.resolution**2)
     for start in range(0, len(indices), per_call):
         batch = indices[start : start + per_call]
-        batches.append(half(autoencoder.encode(source.images(batch)), f"latents of images {batch[0]} to {batch[-1]}"))
+        batches.append(half(autoencoder.encode(read(batch)), f"latents of images {batch[0]} to {batch[-1]}"))
         if progress:
             progress(batch[-1] + 1, source.count)
     return np.concatenate(batches)
@@ -393,10 +414,9 @@ class Moments(NamedTuple):
 # ---------------------------------------------------------------------------------------------------------- files
 
 
-def _write(path: Path, latents: np.ndarray, captions: np.ndarray, contexts: np.ndarray, plan: dict[str, Any]) -> None:
+def _write(path: Path, tensors: dict[str, np.ndarray], plan: dict[str, Any]) -> None:
     from safetensors.numpy import save
 
-    tensors = {"latents": latents, "caption": captions, "contexts": contexts}
     tensors = {
         name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()
     }  # `save` writes memory as it lies

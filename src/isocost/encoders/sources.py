@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ import numpy as np
 from isocost.data import scenes
 from isocost.data.filters import filtered
 from isocost.data.images import open_images, square
+from isocost.data.pairs import Pairs, enlarged
 from isocost.errors import DataError, SpecError
 from isocost.specs import DataSource, digest_of
 
@@ -104,9 +106,59 @@ class Files:
         return ThreadPoolExecutor(min(MOST_DECODERS, os.cpu_count() or 1))
 
 
-Source = Scenes | Files
+class Photographs:
+    """Crops of a source's photographs with what is left of them, degraded: `isocost.data.pairs`.
+
+    count: pairs. digest: of the photographs and of how pairs are drawn. shards: all pairs in one, as a crop may be of
+    any photograph. sources: the shards and folders that are read, by place and digest.
+    """
+
+    report: dict[str, Any] | None = None
+
+    def __init__(self, source: DataSource, split: str):
+        paths = {"train": source.train, "val": source.val}.get(split)
+        if not paths:
+            raise SpecError(f"data.{split} names no folder or shard of photographs.")
+        assert source.degradation is not None and source.images is not None
+        images = open_images(paths, captions_required=False)
+        self._pairs = Pairs(images, source.resolution, source.degradation, source.seed)
+        self.resolution, self.count = source.resolution, source.images
+        self.shards = (self.count,)
+        self.sources = images.sources
+        how = [self._pairs.degradation.digest, source.seed, source.resolution]
+        self.digest = digest_of([images.digest, *how, self.count])
+        self._crops = functools.lru_cache(maxsize=2)(self._cut)
+
+    def captions(self, indices: Sequence[int]) -> list[str]:
+        """None is read: the empty one of each."""
+        return [""] * len(indices)
+
+    def images(self, indices: Sequence[int]) -> np.ndarray:
+        """uint8 [N,R,R,3]."""
+        return self._crops(tuple(indices))
+
+    def conditions(self, indices: Sequence[int]) -> np.ndarray:
+        """uint8 [N,R,R,3]: what is left of each, enlarged."""
+        highs = self._crops(tuple(indices))
+        return np.stack([enlarged(self._pairs.low(*pair)) for pair in zip(indices, highs, strict=True)])
+
+    def prefetch(self, shards: Iterable[int]) -> None:
+        """Crops are of all photographs alike: none is nearer than the others."""
+
+    def _cut(self, indices: tuple[int, ...]) -> np.ndarray:
+        return np.stack(list(self._decoders.map(self._pairs.high, indices)))
+
+    @cached_property
+    def _decoders(self) -> ThreadPoolExecutor:
+        """Pillow decodes outside of Python's lock."""
+        return ThreadPoolExecutor(min(MOST_DECODERS, os.cpu_count() or 1))
+
+
+Source = Scenes | Files | Photographs
 
 
 def open_source(source: DataSource, split: str = "train", folder: Path | None = None) -> Source:
     """The images of a split. Raises `SpecError` where the source has none, `DataError` for what cannot be read."""
+    if source.degradation is not None:
+        return Photographs(source, split)
     return Scenes(source, split) if source.kind == "scenes" else Files(source, split, folder)

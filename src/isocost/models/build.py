@@ -6,7 +6,7 @@ diffusers takes seconds to import, so it is imported when a module is built, not
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from isocost.errors import SpecError, lookup
@@ -103,6 +103,26 @@ def is_matrix(name: str, weight: torch.Tensor) -> bool:
 def is_hidden_matrix(name: str, weight: torch.Tensor) -> bool:
     """Whether it lies between hidden features: those that touch the latent do not."""
     return is_matrix(name, weight) and not name.startswith(OUTER)
+
+
+# What the latent goes into: the weight's second dimension is the latent's channels.
+INWARD = ("conv_in.weight", "pos_embed.proj.weight")
+
+
+def widened(weights: Mapping[str, torch.Tensor], spec: ModelSpec) -> dict[str, torch.Tensor]:
+    """Weights of a member for the same member with more `in_channels`: what the new ones are weighted by is 0.
+
+    So before the first step of training the widened network does what the narrow one did, to the bit, whatever it is
+    given beside the noise.
+    """
+    import torch
+
+    found = dict(weights)
+    for name in INWARD:
+        if name in found and (more := spec.in_channels - found[name].shape[1]) > 0:
+            narrow = found[name]
+            found[name] = torch.cat([narrow, narrow.new_zeros(len(narrow), more, *narrow.shape[2:])], dim=1)
+    return found
 
 
 def _unet(

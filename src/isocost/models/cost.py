@@ -132,16 +132,18 @@ def count_flops(run: Callable[[], Any], grad: bool = False) -> int:
 
 @dataclass(frozen=True)
 class ImageCost:
-    """FLOPs of sampling one image, by part: `scorer` is what best-of-n takes to choose."""
+    """FLOPs of sampling one image, by part: `scorer` is what best-of-n takes to choose, `encoder` what a low-resolution
+    image takes to become a latent."""
 
     unet: int
     text_encoder: int
     decoder: int
     scorer: int = 0
+    encoder: int = 0
 
     @property
     def total(self) -> int:
-        return self.unet + self.text_encoder + self.decoder + self.scorer
+        return self.unet + self.text_encoder + self.decoder + self.scorer + self.encoder
 
     @property
     def gflops(self) -> float:

@@ -11,6 +11,7 @@ from isocost.recipes.emoji import emoji
 from isocost.recipes.families import dit, flow
 from isocost.recipes.paper import paper
 from isocost.recipes.scenes import quickstart, samplers, scenes
+from isocost.recipes.superres import sr, sr_base
 from isocost.specs import StudySpec
 
 RECIPES: dict[str, Callable[..., StudySpec]] = {
@@ -20,6 +21,8 @@ RECIPES: dict[str, Callable[..., StudySpec]] = {
     "dit": dit,
     "flow": flow,
     "emoji": emoji,
+    "sr-base": sr_base,
+    "sr": sr,
     "paper": paper,
 }
 

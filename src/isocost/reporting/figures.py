@@ -15,6 +15,8 @@ from isocost.analysis.frontier import Frontier, curves
 from isocost.analysis.words import COST_AXES, full_label, metric_name, number, sampler_name
 from isocost.reporting.plots import DASHES, Bars, Chart, Map, Series
 
+CURVE_STEPS = 50  # of a training curve that was taken at several, the paper's
+
 
 def training_curve(table: DataFrame, metric: str) -> Chart | None:
     """Fig 3: quality against training compute, one curve a size; None where the study kept no training curve.
@@ -27,6 +29,7 @@ def training_curve(table: DataFrame, metric: str) -> Chart | None:
     rows = rows[rows["split"] == ("all" if (rows["split"] == "all").any() else "report")]
     if rows.empty:
         return None
+    rows = rows[rows["steps"] == (CURVE_STEPS if (rows["steps"] == CURVE_STEPS).any() else rows["steps"].max())]
     sizes = members_by_size(table)
     series = []
     for member in members_by_size(rows):

@@ -12,13 +12,16 @@ import pandas as pd
 
 from isocost.analysis.cells import PLAIN, Cells, best_guidance, members_by_size
 from isocost.analysis.words import full_label, guidance_name, number, sampler_name, steps_name
+from isocost.data.pairs import enlarged
 from isocost.environment import environment
 from isocost.models.cost import training_flops
 from isocost.reporting.figures import attribute_name
 from isocost.reporting.page import report
-from isocost.reporting.paper import paper_figures
+from isocost.reporting.paper import matplotlib_figure, paper_figures, save
 from isocost.reporting.strips import Strip
+from isocost.reporting.superres import superres
 from isocost.runlog import read_log
+from isocost.scoring.lowres import LowResolution
 from isocost.study import run
 from isocost.study.adaptive import in_words
 from isocost.study.grid import Cell, columns
@@ -40,9 +43,12 @@ def write(store: Store, folder: Path, metric: str | None = None) -> Path:
     select_by = run.metric_label(store, trained.study.evaluation.select_by)
     metric = run.metric_label(store, metric) if metric else select_by
     cells = best_guidance(table, metric, select_by)
-    strips = study_strips(trained, cells)
+    strips = study_strips(trained, cells) if trained.pairs is None else crops_by_size(trained, cells)
     baselines = read_baselines(store)
     paper_figures(table, cells, folder / "figures", baselines, strips)
+    upscaled = superres(table, run.frames(store)) if trained.pairs is not None else None
+    for name, plot in (upscaled.plots if upscaled else {}).items():
+        save(matplotlib_figure(plot), folder / "figures", name)
     return report(
         table,
         study=trained.study,
@@ -55,6 +61,7 @@ def write(store: Store, folder: Path, metric: str | None = None) -> Path:
         select_by=select_by,
         losses=training_losses(trained),
         search=in_words(found) if (found := store.search()) else None,
+        superres=upscaled,
     )
 
 
@@ -97,6 +104,28 @@ def study_strips(trained: Trained, cells: Cells) -> dict[str, tuple[str, Strip]]
     equal = equal_cost(shown, rows, members[-1])
     if equal is not None:
         strips["equal-cost"] = ("About equal paper cost (as Fig. 10)", equal)
+    return strips
+
+
+def crops_by_size(trained: Trained, cells: Cells) -> dict[str, tuple[str, Strip]]:
+    """Crops upscaled by every size at its most steps, between what they are given and what they should be (Fig. 5, 18).
+
+    One strip at the most steps, and one at the fewest.
+    """
+    assert trained.pairs is not None
+    shown, pairs = Pictures(trained), LowResolution(trained.pairs)
+    keys = [trained.prompts.at(place)[0].text for place in range(shown.count)]
+    given, targets = np.stack([enlarged(low) for low in pairs.low(keys)]), pairs.high(keys)
+    rows: Any = cells.rows[cells.rows["images_seen"] == cells.rows["images_seen"].max()]
+    strips = {}
+    for name, which in (("most", "idxmax"), ("fewest", "idxmin")):
+        at = rows.loc[getattr(rows.groupby("member")["steps"], which)()].sort_values("params")
+        labels = ["given: bicubic", *(full_label(row) for row in at.to_dict("records")), "target"]
+        made = [shown.of(shown.by_key[key]) for key in at["sample_key"]]
+        strip = Strip(
+            np.stack([given, *made, targets]), tuple(keys), tuple(labels), "Same crops and noise in every row."
+        )
+        strips[f"crops-{name}-steps"] = (f"Crops by size, {name} steps (as Fig. 5 and 18)", strip)
     return strips
 
 

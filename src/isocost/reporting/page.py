@@ -36,6 +36,7 @@ from isocost.reporting.figures import known_units
 from isocost.reporting.interactive import plotly_json
 from isocost.reporting.plots import Bars, Plot
 from isocost.reporting.strips import Strip, data_uri
+from isocost.reporting.superres import Superres
 from isocost.specs import Budget, Spec
 
 UNIT_NAMES = {"paper": "Paper cost", "gflops": "GFLOPs", "seconds": "Seconds"}
@@ -103,6 +104,7 @@ def report(
     select_by: str | None = None,
     losses: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None,
     search: str | None = None,
+    superres: Superres | None = None,
 ) -> Path:
     """Write `folder`/report.html and return its path.
 
@@ -124,6 +126,8 @@ def report(
     plots = _plots(table, best, [view.front for view in views], accuracy)
     if loss := figures.loss_by_compute(losses or {}):
         plots["loss"] = loss
+    if superres:
+        plots |= superres.plots
     page = (
         _environment()
         .get_template("report.html.j2")
@@ -137,6 +141,7 @@ def report(
             direction="higher is better" if best.higher_is_better else "lower is better",
             views=[_shown(view) for view in views],
             accuracy=_accuracy_table(accuracy) if accuracy else None,
+            superres=superres,
             plots={key: {"title": plot.title} for key, plot in plots.items()},
             guidance_curves=[key for key in plots if key.startswith("steps-")],
             guidance_maps=[key for key in plots if key.startswith("map-")],

@@ -15,6 +15,7 @@ class Traits:
     """What decides which plans a checkpoint can serve, and which others it can share a trajectory with.
 
     autoencoder, text_encoder: content digests. caption_dropout: None where unknown (other people's checkpoints).
+    takes_image: whether a low-resolution image's latent lies beside the noise.
     """
 
     schedule: NoiseSchedule
@@ -23,6 +24,7 @@ class Traits:
     autoencoder: str
     text_encoder: str
     caption_dropout: float | None
+    takes_image: bool = False
 
     @classmethod
     def of(cls, spec: TrainSpec) -> Traits:
@@ -35,6 +37,7 @@ class Traits:
             autoencoder=data.autoencoder,
             text_encoder=data.text_encoder,
             caption_dropout=spec.caption_dropout,
+            takes_image=spec.model.takes_image,
         )
 
 
@@ -43,6 +46,7 @@ SHARED = {
     "latent_shape": "latents of another shape",
     "autoencoder": "latents of another autoencoder",
     "text_encoder": "another text encoder",
+    "takes_image": "one takes a low-resolution image, the other does not",
 }
 
 

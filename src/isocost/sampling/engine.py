@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from isocost.diffusion.denoiser import BindingNetwork, Denoiser, Network, Predict, from_unet
+from isocost.diffusion.denoiser import BindingNetwork, Conditioned, Denoiser, Network, Predict, from_unet
 from isocost.diffusion.noise import Stream, batch_noise
 from isocost.diffusion.plans import evaluations_of, guided, pairs_of
 from isocost.diffusion.samplers import sample
@@ -122,6 +122,7 @@ def sample_latents(
     ids: Sequence[tuple[str, int]],
     latent_shape: tuple[int, int, int],
     engine: EngineSpec,
+    condition: np.ndarray | None = None,
 ) -> tuple[Tensor, dict[CheckpointRef, int]]:
     """Latents of one batch, and the evaluations of each checkpoint that each of its images took.
 
@@ -131,6 +132,7 @@ def sample_latents(
         null_context: [L, D] embedding of the empty prompt.
         ids: n pairs (prompt id, replicate): what the noise of each row is keyed by.
         latent_shape: (C, h, w).
+        condition: [n, C', h, w], of networks that take an image's latent beside the noise.
 
     Returns:
         fp32 latents [n, C, h, w] on the engine's device, and evaluations an image by checkpoint.
@@ -151,9 +153,14 @@ def sample_latents(
     def noise(stream: Stream) -> Tensor:
         return torch.from_numpy(batch_noise(padded_ids, stream, latent_shape)).to(device)
 
+    beside = None if condition is None else torch.from_numpy(condition[rows]).to(device)
+
+    def network(checkpoint: CheckpointRef) -> Network | BindingNetwork:
+        found = network_of(networks, checkpoint)
+        return found if beside is None else Conditioned(found, beside)
+
     denoisers = {
-        checkpoint: Denoiser(_network_of(networks, checkpoint), plan.schedule, plan.prediction)
-        for checkpoint in evaluations_of(plan)
+        checkpoint: Denoiser(network(checkpoint), plan.schedule, plan.prediction) for checkpoint in evaluations_of(plan)
     }
     contexts = (torch.from_numpy(context[rows]).to(device), torch.from_numpy(null_context).to(device))
     states = sample(
@@ -173,7 +180,8 @@ def sample_latents(
     return x[:count], {checkpoint: denoiser.evaluations for checkpoint, denoiser in denoisers.items()}
 
 
-def _network_of(networks: Networks, checkpoint: CheckpointRef) -> Network | BindingNetwork:
+def network_of(networks: Networks, checkpoint: CheckpointRef) -> Network | BindingNetwork:
+    """A checkpoint's network. Raises `SpecError` where it was not loaded."""
     if not isinstance(networks, Mapping):
         return networks
     if checkpoint.content_digest not in networks:

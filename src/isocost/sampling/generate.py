@@ -10,6 +10,7 @@ import numpy as np
 
 from isocost.encoders.autoencoder import Autoencoder
 from isocost.encoders.text import TextEncoder
+from isocost.errors import SpecError
 from isocost.sampling.checkpoints import require_empty_prompt
 from isocost.sampling.engine import Networks, sample_latents, threads
 from isocost.specs import EngineSpec, SamplingPlan
@@ -21,6 +22,7 @@ class Pipeline:
 
     network: of the plan's checkpoint; of a plan with several, content digest -> network.
     caption_dropout: the least of theirs; None: unknown, as of other people's checkpoints.
+    takes_image: whether they upscale images (`isocost.sampling.upscale`) rather than draw from prompts.
     """
 
     network: Networks
@@ -28,6 +30,7 @@ class Pipeline:
     text_encoder: TextEncoder
     latent_shape: tuple[int, int, int]
     caption_dropout: float | None
+    takes_image: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,11 @@ def generate(
     Image i is a function of (prompt id, text, replicate), the plan and the engine: not of the other prompts.
 
     Raises:
-        SpecError: a guided plan on a checkpoint trained without caption dropout, whose empty prompt means nothing.
+        SpecError: a guided plan on a checkpoint trained without caption dropout, whose empty prompt means nothing; a
+            checkpoint that upscales images.
     """
+    if pipeline.takes_image:
+        raise SpecError("this checkpoint upscales images, it draws none from prompts: `isocost upscale`.")
     require_empty_prompt(plan, pipeline.caption_dropout)
     start = time.perf_counter()
     with threads(engine.threads):

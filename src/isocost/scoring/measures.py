@@ -265,6 +265,10 @@ def _shared(network: Any, bases: dict[str, Any]) -> Any:
 
 
 def _network_of_pairs(metric: str, device: str) -> Any:
+    if metric == "lite0-distance":
+        from isocost.scoring.pretrained import stage_distance
+
+        return stage_distance(device)
     if not metric.startswith("lpips-"):
         return None
     from isocost.scoring.perceptual import load_lpips

@@ -73,6 +73,7 @@ METRICS: dict[str, Metric] = {
     "ssim-y": _of_pairs("SSIM of luma", "structural similarity, luma"),
     "lpips-alex": _of_pairs("LPIPS (alex)", "perceptual distance by AlexNet", higher_is_better=False),
     "lpips-vgg": _of_pairs("LPIPS (vgg)", "perceptual distance by VGG16", higher_is_better=False),
+    "lite0-distance": _of_pairs("distance of lite0's stages", "EfficientNet-Lite0's stages, no learned weights", False),
 }
 
 

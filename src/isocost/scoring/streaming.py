@@ -47,6 +47,14 @@ class Column:
     of: Literal["images", "targets", "pairs"] = "images"
 
 
+def arguments_of(column: Column, images: np.ndarray, targets: np.ndarray | None) -> tuple[np.ndarray, ...]:
+    """What a column's function is given of images [B, H, W, 3] and what they are to match."""
+    if column.of == "images":
+        return (images,)
+    assert targets is not None
+    return (targets,) if column.of == "targets" else (images, targets)
+
+
 @dataclass
 class Tally:
     """What was read: which rows, what was done to make images RGB, of which formats, and which could not be read."""

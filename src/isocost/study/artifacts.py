@@ -6,10 +6,12 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from isocost.data import scenes
+from isocost.data.degradation import DEGRADATIONS
 from isocost.data.images import CaptionedImages, Decoded, open_images, square
 from isocost.data.prompts import REFERENCE_SEED, PromptList, listed, prompt_list
 from isocost.encoders.autoencoder import Autoencoder, load_autoencoder
@@ -17,6 +19,7 @@ from isocost.encoders.latents import LatentShards
 from isocost.encoders.live import LiveLatents, encode_live
 from isocost.encoders.precompute import IMAGES_PER_SHARD, encode_share, precompute, refuse_changed
 from isocost.encoders.text import TextEncoder, load_text_encoder
+from isocost.errors import lookup
 from isocost.models.cost import parameters
 from isocost.runlog import images_seen
 from isocost.sampling.checkpoints import Traits
@@ -32,6 +35,7 @@ from isocost.study.encoders import train_encoders
 from isocost.study.executors import Executor, Processes, Task
 from isocost.study.grid import Run, StudyCheckpoint
 from isocost.study.store import Store, write_atomically
+from isocost.study.superres import crops_as_prompts, low_resolution
 from isocost.study.together import AS_SPECIFIED, Training, speed_of, train_member, train_together
 from isocost.training import loop
 from isocost.training.state import Checkpoint
@@ -129,6 +133,8 @@ def _identity(source: DataSource, split: str) -> list:
     if source.kind == "scenes":
         return [split, source.seed, source.scenes.canonical(), source.resolution, source.images]
     filters = [source.canonical()["filters"]] if source.filters and split == "train" else []
+    if source.degradation is not None:
+        filters = [lookup(DEGRADATIONS, source.degradation, "degradation").digest, source.seed]
     return [split, open_images(getattr(source, split), False).digest, source.resolution, source.images, *filters]
 
 
@@ -247,13 +253,18 @@ def reference_set(study: StudySpec, store: Store, extractor: Extractor) -> Refer
     """The held-out real images in an extractor's features, built once and kept in the store."""
     count = study.evaluation.references
     held_out = study.data.model_copy(update={"images": count, "seed": REFERENCE_SEED})
-    digest = digest_of([_identity(held_out, "val"), extractor.digest])
+    images = HeldOut(f"held-out images of {study.name}", study.data, count)
+    return _reference_of(images, _identity(held_out, "val"), store, extractor)
+
+
+def _reference_of(images: ImageSet, identity: Any, store: Store, extractor: Extractor) -> ReferenceSet:
+    """Images in an extractor's features, built once and kept in the store. `identity`: what tells the images apart."""
+    digest = digest_of([identity, extractor.digest])
     path = store.path / "references" / f"{digest}.safetensors"
     if path.is_file():
         built = load_reference(path)
         if built.made_by is not None:  # older files do not say what they are
             return built
-    images = HeldOut(f"held-out images of {study.name}", study.data, count)
     found, _ = extract(images, [Column("features", extractor)])
     built = ReferenceSet(found["features"], extractor.name, extractor.digest, digest, images.name)
     write_atomically(path, built.to_bytes())
@@ -261,9 +272,12 @@ def reference_set(study: StudySpec, store: Store, extractor: Extractor) -> Refer
 
 
 def against(study: StudySpec, store: Store) -> Against:
-    """What a study is scored against: its `reference_files`, or its held-out images by whichever extractor."""
+    """What a study is scored against: its `reference_files`, or its held-out images by whichever extractor; of
+    super-resolution, the crops themselves."""
     if study.evaluation.reference_files:
         return given_references(study.evaluation)
+    if (pairs := low_resolution(study, store)) is not None:
+        return Against(make=lambda extractor: _reference_of(pairs.targets, pairs.digest, store, extractor))
     return Against(make=lambda extractor: reference_set(study, store, extractor))
 
 
@@ -276,7 +290,12 @@ def given_references(evaluation: Evaluation) -> Against:
 
 
 def prompts_of(name: str, source: DataSource) -> PromptList:
-    """The prompts called `name`: those of a protocol (`coco2014-30k:FOLDER`), or `data.prompts.prompt_list`'s."""
+    """The prompts called `name`: those of a protocol (`coco2014-30k:FOLDER`), or `data.prompts.prompt_list`'s.
+
+    Of super-resolution, the images to upscale: the crops of a protocol (`sr-64:FOLDER`).
+    """
+    if source.degradation is not None:
+        return crops_as_prompts(name, source.degradation)
     if is_protocol(name):
         return listed(name.partition(":")[0], protocol_prompts(name))
     return prompt_list(name, source)

@@ -90,11 +90,12 @@ def _located(store: Store | None, digest: str, what: str) -> str:
 
 
 def pipeline_of(found: Found, engine: EngineSpec) -> Pipeline:
-    """Everything that turns prompts into images of a found checkpoint."""
+    """Everything that turns prompts, or small images, into images of a found checkpoint."""
     return Pipeline(
         network=prepare(found.checkpoint.network("ema"), engine),
         autoencoder=load_autoencoder(found.autoencoder),
         text_encoder=load_text_encoder(found.text_encoder),
         latent_shape=found.checkpoint.spec.data.latent_shape,
         caption_dropout=found.checkpoint.spec.caption_dropout,
+        takes_image=found.checkpoint.spec.model.takes_image,
     )

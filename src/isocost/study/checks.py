@@ -12,10 +12,11 @@ from isocost.errors import SpecError, lookup
 from isocost.models.cost import parameters
 from isocost.sampling.checkpoints import Traits, check_checkpoints
 from isocost.sampling.folders import open_folder
-from isocost.specs import CheckpointRef, Grid, StudySpec
+from isocost.specs import CheckpointRef, Grid, ModelSpec, StudySpec
 from isocost.study.artifacts import given_checkpoint
 from isocost.study.grid import Scorer, StudyCheckpoint, check_names, plans
 from isocost.study.pipelines import open_scorer, scoring_grids
+from isocost.training.objectives import TAKE_IMAGES
 
 
 def check_checkpoints_of(study: StudySpec) -> None:
@@ -29,6 +30,7 @@ def check_checkpoints_of(study: StudySpec) -> None:
     check_names(study)
     for model in study.members:
         parameters(model)
+        _check_takes_image(study, model)
     for grid in scoring_grids(study):
         _check_scorer(study, grid)
     expected = {checkpoint.name: checkpoint for checkpoint in _expected(study)}
@@ -42,6 +44,15 @@ def check_checkpoints_of(study: StudySpec) -> None:
         scorers = {grid.scorer: Scorer(grid.scorer, grid.scorer)}
         for planned in plans(_thinned(grid), expected, names, scorers):
             check_checkpoints(planned.plan, traits)
+
+
+def _check_takes_image(study: StudySpec, model: ModelSpec) -> None:
+    assert study.train is not None
+    if model.takes_image != (study.train.objective in TAKE_IMAGES):
+        raise SpecError(
+            f"members: {model.name} has {model.in_channels} channels in and {model.out_channels} out: with objective "
+            "'superres', and with no other, it takes twice as many in as out."
+        )
 
 
 def _thinned(grid: Grid) -> Grid:
@@ -93,4 +104,5 @@ def _traits_of_members(study: StudySpec) -> Traits:
         autoencoder=autoencoder.digest if autoencoder else "own",
         text_encoder="own" if data.text_encoder == "own" else load_text_encoder(data.text_encoder).digest,
         caption_dropout=train.caption_dropout,
+        takes_image=train.objective in TAKE_IMAGES,
     )

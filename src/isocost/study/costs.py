@@ -56,11 +56,13 @@ class CellCosts:
         norm_cost = sum(self.costs[ref].flops / self.unit * (count / plan.steps) for ref, count in served.items())
         image_flops, caption_flops = scorer_flops(cell.scorer) if cell.scorer else (0, 0)
         last = cell.checkpoints[-1]
+        latent_size = last.traits.latent_shape[1:]
         image = ImageCost(
             unet=candidates * sum(count * self.costs[ref].flops for ref, count in evaluations.items()),
             text_encoder=(2 if plan.guidance.needs_empty_prompt else 1) * text_flops(last.text_encoder),
-            decoder=candidates * decoder_flops(last.autoencoder, last.traits.latent_shape[1:]),
+            decoder=candidates * decoder_flops(last.autoencoder, latent_size),
             scorer=candidates * image_flops + caption_flops,
+            encoder=encoder_flops(last.autoencoder, latent_size) if last.traits.takes_image else 0,
         )
         return {
             "params": sum(cost.params for cost in taken),
@@ -107,6 +109,12 @@ def reference_member(study: StudySpec) -> ModelSpec:
 def decoder_flops(autoencoder: str, latent_size: tuple[int, int]) -> int:
     """FLOPs of decoding one image of latents [h, w]."""
     return autoencoder_flops(load_autoencoder(autoencoder).module, latent_size)
+
+
+@functools.lru_cache(maxsize=64)
+def encoder_flops(autoencoder: str, latent_size: tuple[int, int]) -> int:
+    """FLOPs of encoding one image to latents [h, w], as a low-resolution one is."""
+    return autoencoder_flops(load_autoencoder(autoencoder).module, latent_size, "encode")
 
 
 @functools.lru_cache(maxsize=64)

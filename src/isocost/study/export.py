@@ -63,6 +63,11 @@ def _check_runs_in_stable_diffusion(spec: TrainSpec) -> None:
         raise SpecError(
             f"family '{spec.model.family}' cannot be exported: StableDiffusionPipeline runs UNets only. {others}."
         )
+    if spec.model.takes_image:
+        raise SpecError(
+            "a network that upscales images cannot be exported: StableDiffusionPipeline gives it none. `isocost "
+            "upscale` runs it, and its weights are ema.safetensors in its own folder."
+        )
     if "flow" in (spec.schedule.kind, spec.prediction):
         raise SpecError(
             "a network trained by 'flow' matching cannot be exported: diffusers' flow schedulers tell a network its "

@@ -123,13 +123,18 @@ class Cell:
         return cell_name(columns(self))
 
 
-def runs(study: StudySpec, data: DataSpec) -> list[Run]:
-    """Every member at every training seed."""
+def runs(study: StudySpec, data: DataSpec, starts: Mapping[tuple[str, int], CheckpointRef] | None = None) -> list[Run]:
+    """Every member at every training seed; `starts`: what those start from that do not start from nothing."""
+    starts = starts or {}
     if study.train is None:
         return []
     settings = {name: getattr(study.train, name) for name in type(study.train).model_fields}
     return [
-        Run(model, seed, TrainSpec(model=model, data=data, seed=seed, **settings))
+        Run(
+            model,
+            seed,
+            TrainSpec(model=model, data=data, seed=seed, start_from=starts.get((model.name, seed)), **settings),
+        )
         for model in study.members
         for seed in study.seeds
     ]
@@ -306,6 +311,7 @@ def columns(cell: Cell) -> dict[str, Any]:
         "best_of": plan.best_of.n if plan.best_of else 1,
         "scorer": Path(cell.scorer.reference).name if cell.scorer else "",
         "batch": cell.key.engine.batch,
+        "objective": "superres" if any(one.traits.takes_image for one in cell.checkpoints) else "denoise",
     }
 
 

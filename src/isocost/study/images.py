@@ -12,7 +12,10 @@ from isocost.data.prompts import PromptList
 from isocost.diffusion.plans import evaluations_of
 from isocost.errors import IsocostError, StoreError
 from isocost.sampling.generate import generate
+from isocost.sampling.upscale import LowRes, upscale
+from isocost.scoring.lowres import LowResolution
 from isocost.scoring.measures import columns_of
+from isocost.scoring.streaming import arguments_of
 from isocost.specs import EngineSpec, SampleKey, SamplingPlan
 from isocost.study.artifacts import EncoderRefs, Progress, silent
 from isocost.study.batches import OutOfMemory, halving, settled
@@ -28,7 +31,8 @@ from isocost.study.store import Store, StoredChunk
 class ChunkTask:
     """One chunk to make: everything a worker on any machine that sees the store needs.
 
-    folders: content digest -> folder, of every checkpoint that the plan calls. scorer: of best-of-n.
+    folders: content digest -> folder, of every checkpoint that the plan calls. scorer: of best-of-n. pairs: folder of
+    images to upscale and their targets, which prompts name by key; None: prompts are to be drawn.
     """
 
     store: Path
@@ -40,6 +44,7 @@ class ChunkTask:
     prompts: tuple[tuple[str, str, int], ...]
     metrics: tuple[str, ...]
     keep_images: bool
+    pairs: Path | None = None
 
 
 def chunks_needed(images: int, engine: EngineSpec) -> int:
@@ -86,6 +91,7 @@ def make_chunks(
     metrics: tuple[str, ...],
     executor: Executor,
     keep_images: bool,
+    pairs: Path | None = None,
     whole: Set[str] = frozenset(),
     progress: Progress = silent,
 ) -> list[Cell]:
@@ -94,6 +100,7 @@ def make_chunks(
     Args:
         folders: content digest of a checkpoint -> its folder.
         metrics: full names (`measures.metric_names`), for which the features of every image are kept.
+        pairs: of images to upscale, as in `ChunkTask`.
         whole: as for `missing_chunks`.
 
     Returns:
@@ -117,6 +124,7 @@ def make_chunks(
             prompts=texts(index, cell.key.engine.batch),
             metrics=metrics,
             keep_images=keep_images,
+            pairs=pairs,
         )
         return Task((chunk,), f"{cell.label}, chunk {index}", tuple(called))
 
@@ -177,7 +185,9 @@ def make_chunk(task: ChunkTask) -> None:
     made = stored or _sampled(task)
     assert made.images is not None
     missing = [column for column in columns_of(loaded(task.metrics)) if column.name not in made.features]
-    features = {column.name: column.function(made.images) for column in missing}
+    needs_targets = any(column.of != "images" for column in missing)
+    targets = LowResolution(task.pairs).high(_keys(task)) if needs_targets and task.pairs else None
+    features = {column.name: column.function(*arguments_of(column, made.images, targets)) for column in missing}
     kept = made.images if task.keep_images else None
     store.write_chunk(key, task.index, replace(made, features=made.features | features, images=kept))
 
@@ -186,8 +196,17 @@ def _sampled(task: ChunkTask) -> StoredChunk:
     """A chunk's images, and what they cost."""
     plan, engine = task.key.plan, task.key.engine
     pipeline = load_pipeline(task.key, task.folders, task.refs)
-    if task.scorer is None:
+    if task.pairs is not None:
+        lows = LowResolution(task.pairs).low(_keys(task))
+        named = zip(task.prompts, lows, strict=True)
+        made = upscale(pipeline, plan, engine, [LowRes(name, low, replicate) for (name, _, replicate), low in named])
+    elif task.scorer is None:
         made = generate(pipeline, plan, engine, task.prompts)
     else:
         made = generate_best(pipeline, plan, engine, task.prompts, load_scorer(task.scorer))
     return StoredChunk({}, made.evaluations, made.seconds, len(task.prompts), made.images)
+
+
+def _keys(task: ChunkTask) -> list[str]:
+    """Of the images to upscale."""
+    return [key for _, key, _ in task.prompts]

@@ -36,15 +36,15 @@ def loaded(names: tuple[str, ...]) -> tuple[Measure, ...]:
     return tuple(load_measures(names))
 
 
-def check(evaluation: Evaluation) -> tuple[Measure, ...]:
+def check(evaluation: Evaluation, has_targets: bool = False) -> tuple[Measure, ...]:
     """Refuse metrics that a study cannot have, before anything is trained; those whose networks are here, loaded.
 
     Raises `SpecError` for unknown metrics and extractors, for what an extractor cannot do, and for metrics that compare
-    each image with a target; `DataError` for weights that are missing.
+    each image with a target, unless a study `has_targets`; `DataError` for weights that are missing.
     """
     names = _full_names(evaluation, evaluation.extractor)
     targeted = [name for name in names if {"paired", "target_features"} & set(METRICS[split_metric(name)[0]].needs)]
-    if targeted:
+    if targeted and not has_targets:
         raise SpecError(
             f"evaluation.metrics: '{targeted[0]}' compares every image with a target, and a study of prompts has none: "
             "leave it out."

@@ -47,6 +47,7 @@ def load_pipeline(key: SampleKey, folders: Mapping[str, Path], refs: EncoderRefs
         text_encoder=_text_encoder(text_encoder),
         latent_shape=key.latent_shape,
         caption_dropout=min((dropout for dropout in dropouts if dropout is not None), default=None),
+        takes_image=not is_diffusers(own) and Checkpoint.load(own).spec.model.takes_image,
     )
 
 

@@ -24,6 +24,7 @@ from isocost.encoders.latents import data_spec, read_header
 from isocost.environment import environment
 from isocost.errors import SpecError, StoreError
 from isocost.scoring.agreement import chance_levels
+from isocost.scoring.lowres import LowResolution
 from isocost.scoring.metrics import compute, label
 from isocost.specs import StudySpec, digest_of, split_metric
 from isocost.study import adaptive, grid, measured, measures
@@ -44,6 +45,7 @@ from isocost.study.batches import settled
 from isocost.study.checks import check_checkpoints_of
 from isocost.study.costs import CellCosts
 from isocost.study.executors import Executor, Processes, default_workers, one_thread
+from isocost.study.frames import write_frames
 from isocost.study.grid import Cell, Run, Scorer, StudyCheckpoint
 from isocost.study.images import ChunkTask, chunk_prompts, folders_of, make_chunk, make_chunks
 from isocost.study.pipelines import scorers_of
@@ -51,6 +53,7 @@ from isocost.study.scores import Judge, missing_scores, score_cells
 from isocost.study.search import Settings as Search
 from isocost.study.shards import Shard, cells_of
 from isocost.study.store import Store, write_atomically
+from isocost.study.superres import check_crops, kept_starts, low_resolution, starts_in
 from isocost.study.together import AS_SPECIFIED, Training
 
 
@@ -63,9 +66,12 @@ def check(study: StudySpec) -> None:
         DataError: a checkpoint that is given, or weights of an extractor, are missing or unfit.
     """
     check_checkpoints_of(study)
-    if study.data.kind == "images" and not study.data.val:
+    superres = study.data.degradation is not None
+    if study.data.kind == "images" and not study.data.val and not superres:
         raise SpecError("data.val: name the held-out images; scores are against them.")
     prompts = prompts_of(study.evaluation.prompts, study.data)
+    if superres:
+        check_crops(study)
     asks_accuracy = any(split_metric(name)[0] == "accuracy" for name in study.evaluation.metrics)
     if asks_accuracy and not prompts.at(0)[0].attributes:
         raise SpecError(
@@ -73,7 +79,7 @@ def check(study: StudySpec) -> None:
             "cannot be judged: leave it out, or use prompts 'scenes-val'."
         )
     strip_prompts(study)
-    usable = measures.check(study.evaluation)
+    usable = measures.check(study.evaluation, has_targets=superres)
     if study.evaluation.reference_files:
         given_references(study.evaluation).prepare(usable)
 
@@ -101,6 +107,12 @@ class Trained:
     def cells(self) -> list[Cell]:
         """Each at the batch that it is sampled at in this store."""
         return settled(self._expanded, self.store)
+
+    @functools.cached_property
+    def pairs(self) -> Path | None:
+        """Folder of the images that a study of super-resolution upscales; None for one of prompts."""
+        found = low_resolution(self.study, self.store)
+        return found and found.folder
 
     @functools.cached_property
     def _expanded(self) -> list[Cell]:
@@ -141,8 +153,9 @@ def _train(
         refs = encoder_refs(study, store, executor, progress)
         place, runs = asdict(refs), []
         if study.members:
+            starts = kept_starts(study, store)
             data = encoded_data(study, store, refs, executor, progress)
-            place, runs = {"data": data.folder.name, **place}, grid.runs(study, data.spec)
+            place, runs = {"data": data.folder.name, **place}, grid.runs(study, data.spec, starts)
         store.write_expansion(runs=[grid.run_columns(run) for run in runs], places=[store.inside(place)])
         if study.members:
             train_runs(runs, store, data, executor, progress, training)
@@ -193,6 +206,9 @@ def sweep(
             write_expansion(trained, judge)
         score_cells([cell for cell in made if cell.sample_key not in scored], store, judge, progress)
         write_baselines(trained, judge)
+        if trained.pairs is not None:
+            autoencoder = load_autoencoder(trained.refs.autoencoder)
+            write_frames(store, judge, trained.prompts, LowResolution(trained.pairs), autoencoder)
     return table(store)
 
 
@@ -250,6 +266,7 @@ def _make_chunks(
         metrics=metrics,
         executor=executor,
         keep_images=evaluation.keep_images,
+        pairs=trained.pairs,
         whole=frozenset() if evaluation.keep_images else whole,
         progress=progress,
     )
@@ -270,7 +287,8 @@ def opened(store: Store) -> Trained:
     place = {name: store.resolve(reference) for name, reference in expansion["places"][0].items()}
     data, runs = place.pop("data", None), []
     if data is not None:
-        runs = grid.runs(study, data_spec(read_header(store.path / "data" / Path(data).name)))
+        spec = data_spec(read_header(store.path / "data" / Path(data).name))
+        runs = grid.runs(study, spec, starts_in(store) if study.start_from else None)
     prompts = prompts_of(study.evaluation.prompts, study.data)
     return _trained(study, store, EncoderRefs(**place), runs, given_checkpoints(study), prompts)
 
@@ -319,20 +337,34 @@ def table(store: Store, wanted: measured.Wanted | None = None) -> pd.DataFrame:
     scores = _current(store.index(), expansion["scores"])
     if cells.empty or scores.empty:
         raise StoreError(f"{store.path}: no scores yet. `isocost sweep` goes on from what is there.")
-    frame: Any = cells.merge(scores, on="sample_key", how="inner")
+    frame: Any = _named(cells.merge(scores, on="sample_key", how="inner"))
     seconds = measured.cell_seconds(store, expansion["cells"], wanted)
-    frame["plug_in"] = frame["value"]
-    frame["value"] = frame["plug_in"] - frame["bias"].fillna(0.0)
-    extractors = frame["extractor"].str.partition("@")[0]
-    of_metric = functools.cache(label)
-    names = [of_metric(*key) for key in zip(frame["metric"], extractors, strict=True)]
     cut = {metric["label"]: metric["captions_cut"] for metric in expansion["metrics"]}
     return frame.assign(
-        metric=names,
-        captions_cut=[cut.get(name, 0) for name in names],
+        captions_cut=[cut.get(name, 0) for name in frame["metric"]],
         seconds_per_image=frame["sample_key"].map(pd.Series(seconds.by_key, dtype=float)),
         seconds_as=seconds.source,
     ).drop(columns=["calls", "noises", "chosen_by"], errors="ignore")
+
+
+def frames(store: Store) -> pd.DataFrame:
+    """Floor and ceiling of super-resolution: one row a (`frame`, metric, split), as in `table`; empty where none is."""
+    expansion = store.expansion()
+    rows = expansion.get("frames", [])
+    if not rows:
+        return pd.DataFrame()
+    scores = _current(store.index(), expansion["scores"])
+    return _named(pd.DataFrame(rows).merge(scores, on="sample_key", how="inner"))
+
+
+def _named(frame: Any) -> pd.DataFrame:
+    """Rows of scores with values corrected for their bias, and metrics as they are printed."""
+    extractors = frame["extractor"].str.partition("@")[0]
+    of_metric = functools.cache(label)
+    names = [of_metric(*key) for key in zip(frame["metric"], extractors, strict=True)]
+    return frame.assign(
+        plug_in=frame["value"], value=frame["value"] - frame["bias"].fillna(0.0).astype(float), metric=names
+    )
 
 
 def metric_label(store: Store, name: str) -> str:
@@ -373,6 +405,7 @@ def strip(trained: Trained, cell: Cell, prompts: PromptList, count: int) -> np.n
                 prompts=chunk_prompts(prompts, 0, count),
                 metrics=(),
                 keep_images=True,
+                pairs=trained.pairs,
             )
         )
     images = store.read_chunk(key.digest, 0).images

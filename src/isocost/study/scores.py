@@ -124,7 +124,7 @@ def score_cells(cells: Sequence[Cell], store: Store, judge: Judge, progress: Pro
             chunks = chunks_needed(judge.evaluation.images, engines[key])
             features = cell_features(store, key, names, chunks, judge.evaluation.images)
             for split, measure, spec in missing:
-                _write(store, key, spec, judge.estimates(measure, features, split))
+                write(store, key, spec, judge.estimates(measure, features, split))
         progress("score", done, len(engines), "")
 
 
@@ -136,8 +136,11 @@ def cell_features(
     return {name: np.concatenate([part[name] for part in stored])[:images] for name in names}
 
 
-def _write(store: Store, sample_key: str, spec: ScoreSpec, estimates: Mapping[str, Estimate]) -> None:
-    """Store a metric's estimates; the one that carries the metric's own name last, as it says that all are there."""
+def write(store: Store, sample_key: str, spec: ScoreSpec, estimates: Mapping[str, Estimate]) -> None:
+    """Store a metric's estimates under a sample key.
+
+    The one that carries the metric's own name comes last, as it says that all are there.
+    """
     for name in sorted(estimates, key=lambda name: name == spec.metric):
         estimate = estimates[name]
         if not np.isfinite(estimate.value):

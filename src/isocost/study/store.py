@@ -226,7 +226,9 @@ class Store:
             before = self.read_chunk(sample_key, index)
             images = before.images if chunk.images is None else chunk.images
             chunk = replace(chunk, features=before.features | chunk.features, images=images)
-        tensors = {f"features/{name}": values.astype(np.float16) for name, values in chunk.features.items()}
+        # One value an image is a score's own, and small: half precision is for features.
+        dtypes = {name: np.float32 if values.ndim == 1 else np.float16 for name, values in chunk.features.items()}
+        tensors = {f"features/{name}": values.astype(dtypes[name]) for name, values in chunk.features.items()}
         if chunk.images is not None:
             tensors["images"] = chunk.images
         meta = {"evaluations": str(chunk.evaluations), "seconds": repr(chunk.seconds), "count": str(chunk.count)}

@@ -14,6 +14,7 @@ from isocost.models.cost import training_flops
 from isocost.runlog import images_per_second
 from isocost.specs import TrainSpec
 from isocost.study.grid import Run
+from isocost.study.superres import start_folder
 from isocost.training import loop
 from isocost.training.parallel import ALONE, PLAIN, Layout, Ranks
 from isocost.utilisation import matmul_peak
@@ -36,10 +37,17 @@ AS_SPECIFIED = Training()
 
 def train_member(spec: TrainSpec, data: Path, folder: Path, training: Training) -> None:
     """Train a member in this process, or as one of the ranks that do it together."""
-    opened: Any = open_data(data)
     how = training
+    opened: Any = how.ranks.together(lambda: open_data(data, how.ranks.device))
     loop.train(
-        spec, opened, folder, device=how.ranks.device, ranks=how.ranks, layout=how.layout, save_aside=how.save_aside
+        spec,
+        opened,
+        folder,
+        device=how.ranks.device,
+        locate=lambda ref: start_folder(folder.parents[1], ref),
+        ranks=how.ranks,
+        layout=how.layout,
+        save_aside=how.save_aside,
     )
 
 

@@ -3,8 +3,8 @@
 A network of a million weights spends its step on many small operations, so this makes fewer of them: keys and values
 of all cross-attentions are one product, and so is what the timestep adds to all residual blocks, and so are the
 queries, keys and values of a self-attention. Activations are channels-last, in which oneDNN's convolutions need no
-reordering and tokens are a view. Weights stay the module's own: gradients, optimizer and checkpoints do not know of it.
-`benchmarks/training.py --changes` says what it brings.
+reordering and tokens are a view; a convolution of 2x2 pixels is one product. Weights stay the module's own: gradients,
+optimizer and checkpoints do not know of it. `benchmarks/training.py --changes` says what each of these brings.
 """
 
 from __future__ import annotations
@@ -75,9 +75,23 @@ def _pairs(level: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _residual(block: Any, x: Tensor, shift: Tensor) -> Tensor:
-    hidden = block.conv1(F.silu(block.norm1(x))) + shift[:, :, None, None]
-    hidden = block.conv2(F.silu(block.norm2(hidden)))
+    hidden = convolution(block.conv1, F.silu(block.norm1(x))) + shift[:, :, None, None]
+    hidden = convolution(block.conv2, F.silu(block.norm2(hidden)))
     return hidden + (x if block.conv_shortcut is None else block.conv_shortcut(x))
+
+
+def convolution(conv: Any, x: Tensor) -> Tensor:
+    """3x3, padded. On 2x2 pixels each one sees all four, so it is a product with one matrix of the kernel's taps."""
+    if x.shape[2:] != (2, 2):
+        return conv(x)
+    taps = conv.weight.permute(0, 2, 3, 1).flatten(1, 2).unbind(1)
+    matrix = torch.cat([torch.cat([taps[place] for place in seen], dim=1) for seen in TAPS_OF_2X2])
+    pixels = F.linear(x.permute(0, 2, 3, 1).flatten(1), matrix, conv.bias.repeat(4))
+    return pixels.unflatten(1, (2, 2, -1)).permute(0, 3, 1, 2)
+
+
+TAPS_OF_2X2 = [[4, 5, 7, 8], [3, 4, 6, 7], [1, 2, 4, 5], [0, 1, 3, 4]]
+"""By pixel of the output: which of the kernel's nine taps lies on each pixel of the input."""
 
 
 def _attend(transformer: Any, x: Tensor, text: Iterator[tuple[Tensor, Tensor]]) -> Tensor:

@@ -21,7 +21,7 @@ from isocost.diffusion.denoiser import check_prediction, from_unet
 from isocost.encoders.latents import LatentShards
 from isocost.environment import environment
 from isocost.errors import DataError, IsocostError, SpecError, TrainingError, lookup
-from isocost.models.build import build
+from isocost.models.build import build, widened
 from isocost.processes import only_trainer, stop_signals
 from isocost.runlog import Log, note_session
 from isocost.specs import CheckpointRef, LrSchedule, TrainSettings, TrainSpec
@@ -29,7 +29,7 @@ from isocost.training import parallel
 from isocost.training import state as states
 from isocost.training.ema import Average
 from isocost.training.lean import LeanForward
-from isocost.training.objectives import OBJECTIVES, Batch
+from isocost.training.objectives import OBJECTIVES, TAKE_IMAGES, Batch
 from isocost.training.optimizer import make_optimizer
 from isocost.training.parallel import ALONE, PLAIN, Layout, Ranks
 from isocost.training.state import EMA, Checkpoint, Saving, TrainState
@@ -269,7 +269,9 @@ def batches(state: TrainState, spec: TrainSpec, data: LatentShards, ranks: Ranks
     for part in np.split(np.arange(len(indices)), spec.accumulation):
         contexts = data.contexts(indices[part])
         contexts[dropped[part]] = data.null_context
-        arrays = data.latents(indices[part]), contexts, noise[part], timesteps[part]
+        arrays = [data.latents(indices[part]), contexts, noise[part], timesteps[part]]
+        if spec.objective in TAKE_IMAGES:
+            arrays.append(data.conditions(indices[part]))
         yield Batch(*(torch.from_numpy(array).to(device, non_blocking=True) for array in arrays))
 
 
@@ -295,11 +297,14 @@ def _check(spec: TrainSpec, data: LatentShards) -> None:
     if spec.data != data.spec:
         different = [name for name, value in data.spec.canonical().items() if value != spec.data.canonical()[name]]
         raise DataError(f"{data.folder}: not the data of the spec ({', '.join(different)} differ)")
+    takes_image = spec.objective in TAKE_IMAGES
+    if takes_image and spec.data.degradation is None:
+        raise DataError(f"{data.folder}: no low-resolution images, which objective '{spec.objective}' is given")
     channels, dim = data.latent_shape[0], data.context_shape[1]
-    if spec.model.in_channels != channels or spec.model.out_channels != channels:
+    if spec.model.in_channels != channels * (1 + takes_image) or spec.model.out_channels != channels:
         raise DataError(
             f"{data.folder}: latents have {channels} channels, the model {spec.model.in_channels} in and "
-            f"{spec.model.out_channels} out"
+            f"{spec.model.out_channels} out{', which takes twice as many in as out' if takes_image else ''}"
         )
     if spec.model.context_dim != dim:
         raise DataError(
@@ -319,7 +324,9 @@ def start(
         torch.manual_seed(spec.seed)
         module = build(spec.model, "cpu")
     if spec.start_from is not None:
-        module.load_state_dict(_located(spec.start_from, locate).weights(spec.start_from.weights))
+        first = _located(spec.start_from, locate)
+        _require_same_member(first, spec)
+        module.load_state_dict(widened(first.weights(spec.start_from.weights), spec.model))
     memory_format = torch.channels_last if layout.sharding == "none" else torch.contiguous_format  # shards are flat
     module = module.to(device, memory_format=memory_format).train()  # type: ignore[call-overload]
     module = parallel.apply(module, layout, ranks, spec.precision)
@@ -336,6 +343,14 @@ def _located(ref: CheckpointRef, locate: Callable[[CheckpointRef], Path] | None)
     if checkpoint.ref(ref.weights) != ref:
         raise DataError(f"{checkpoint.folder}: not the checkpoint that start_from names")
     return checkpoint
+
+
+def _require_same_member(first: Checkpoint, spec: TrainSpec) -> None:
+    """Raise `DataError` where `first` is not of the spec's member, whether it takes an image or not, or its latents."""
+    if spec.model not in (first.spec.model, first.spec.model.conditioned):
+        raise DataError(f"{first.folder}: of {first.spec.model}, from which {spec.model} cannot start")
+    if first.spec.data.autoencoder != spec.data.autoencoder:
+        raise DataError(f"{first.folder}: trained on latents of another autoencoder than the data's: take that one")
 
 
 def _resume(state: TrainState, spec: TrainSpec, folder: Path, ranks: Ranks) -> None:

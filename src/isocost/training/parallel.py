@@ -23,6 +23,7 @@ from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
 
+from isocost.allocator import give_back_freed_memory
 from isocost.dtensors import local
 from isocost.errors import IsocostError, SpecError, TrainingError
 from isocost.models.build import blocks
@@ -170,22 +171,28 @@ def torchrun_ranks(device: str | None = None) -> Iterator[Ranks]:
 
 
 def _join(backend: str) -> None:
-    """Make torchrun's processes one group."""
+    """Make torchrun's processes one group. A rank that has joined waits for those that could not: all try again."""
     store, rank, world = next(iter(dist.rendezvous("env://", timeout=LONGEST_WAIT)))  # pyright: ignore[reportPrivateImportUsage]
-    for left in reversed(range(HANDSHAKES)):
-        meeting = dist.PrefixStore(f"handshake {left}", store)  # pyright: ignore[reportPrivateImportUsage]
+    outcome = ""
+    for number in range(HANDSHAKES):
+        meeting = dist.PrefixStore(f"handshake {number}", store)  # pyright: ignore[reportPrivateImportUsage]
         if meeting.add("here", 1) == world:
             meeting.set("all here", "")
         meeting.wait(["all here"], LONGEST_WAIT)
         try:
             dist.init_process_group(backend, store=meeting, rank=rank, world_size=world, timeout=LONGEST_HANDSHAKE)
-            break
-        except RuntimeError:
-            if dist.is_initialized():
-                dist.destroy_process_group()
-            if not left:
-                raise
-    _set_pg_timeout(LONGEST_WAIT)
+            if meeting.add("joined", 1) == world:
+                meeting.set("outcome", "a group")
+        except RuntimeError as error:
+            meeting.set("outcome", f"rank {rank}: {error}")
+        meeting.wait(["outcome"], LONGEST_WAIT)
+        outcome = meeting.get("outcome").decode()
+        if outcome == "a group":
+            _set_pg_timeout(LONGEST_WAIT)
+            return
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    raise TrainingError(f"no connection between the {world} ranks, tried {HANDSHAKES} times: {outcome}")
 
 
 # ------------------------------------------------------------------------------------------------------------- modules
@@ -219,6 +226,8 @@ def apply(module: nn.Module, layout: Layout, ranks: Ranks, precision: str = "fp3
             block.forward = torch.compile(block.forward)
     if layout.sharding == "none":
         return module
+    if torch.device(ranks.device).type == "cpu":
+        give_back_freed_memory()  # whoever shards does so for memory's sake
     half = torch.bfloat16 if precision == "bf16" else None
     policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
     mesh = _mesh(layout, ranks)

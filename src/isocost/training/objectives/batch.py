@@ -22,6 +22,8 @@ class Batch(NamedTuple):
     """fp32 [B,C,h,w]."""
     timesteps: Tensor
     """int64 [B], in 0..T-1."""
+    condition: Tensor | None = None
+    """Latents of low-resolution images, fp32 [B,C,h,w]; None where the objective takes none."""
 
 
 Objective = Callable[[Network, Batch, TrainSettings], Tensor]

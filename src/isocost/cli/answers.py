@@ -1,0 +1,82 @@
+"""Commands that answer from results alone."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from isocost.cli.output import print_json, say
+from isocost.cli.parser import Json, command
+from isocost.errors import SpecError
+
+
+@command(
+    "isocost claims runs/quickstart",
+    "isocost claims results/samplers-cpu --only C3 --only C13",
+    "isocost claims --printed      (the paper's own numbers)",
+    "isocost claims runs/mine --metric kid --json",
+)
+def claims(
+    store: Path | None = None,
+    *,
+    printed: Annotated[bool, Parameter(negative=())] = False,
+    metric: str | None = None,
+    unit: Literal["paper", "gflops", "seconds"] = "paper",
+    only: Annotated[list[str] | None, Parameter(negative=())] = None,
+    json: Json = False,
+) -> None:
+    """Judge every claim of the paper by a store: supported, refuted, inconclusive, or not testable there.
+
+    Each with its effect, what it rests on, and what would decide it (docs/claims.md).
+
+    Parameters
+    ----------
+    store
+        Folder of results, or what `isocost store publish` wrote of one.
+    printed
+        Judge by the numbers that the paper prints, and say where they disagree.
+    metric
+        What claims on FID are judged by. Default: what the study chooses by, where that is a distance.
+    unit
+        Of sampling cost, in claims on it.
+    only
+        A claim's id; repeatable. Errors are then corrected over these alone.
+    """
+    from isocost import api
+
+    if (store is None) != printed:
+        raise SpecError("claims: give a folder of results, or --printed.")
+    found = api.claims(store, metric, unit, only)
+    disagreements = [contradiction.sentence for contradiction in api.contradictions()] if printed else []
+    if json:
+        print_json(asdict(found) | ({"contradictions": disagreements} if printed else {}))
+        return
+    from isocost.console import print_claims
+
+    print_claims(found, disagreements)
+
+
+@command("isocost laws runs/quickstart", "isocost laws results/samplers-cpu --json")
+def laws(store: Path, *, metric: str | None = None, json: Json = False) -> None:
+    """Fit how quality follows training, sampling and size, and where larger members overtake smaller ones.
+
+    What was held out of each fit, and how far off it was, is said with it (docs/laws.md).
+
+    Parameters
+    ----------
+    store
+        Folder of results, or what `isocost store publish` wrote of one.
+    metric
+        Default: what the study chooses by, where that is a distance.
+    """
+    from isocost import api
+
+    found = api.laws(store, metric)
+    if json:
+        print_json(found.as_dict())
+        return
+    for line in found.sentences:
+        say(f"- {line}")
