@@ -125,8 +125,8 @@ def theirs(task: Task) -> Side:
         latents, contexts = next(batches)
         noise = torch.randn_like(latents)
         timesteps = torch.randint(0, 1000, (len(latents),)).long()
-        noisy = schedule.add_noise(latents, noise, timesteps)
-        target = schedule.get_velocity(latents, noise, timesteps)
+        noisy = schedule.add_noise(latents, noise, timesteps)  # pyright: ignore[reportArgumentType]
+        target = schedule.get_velocity(latents, noise, timesteps)  # pyright: ignore[reportArgumentType]
         output = unet(noisy, timesteps, contexts, return_dict=False)[0]
         loss = functional.mse_loss(output.float(), target.float(), reduction="mean")
         loss.backward()

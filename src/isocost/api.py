@@ -356,8 +356,14 @@ def table(store: str | Path, measured: Mapping[str, Any] | None = None) -> pd.Da
 
 
 def cells(store: str | Path) -> pd.DataFrame:
-    """One row a cell: what it is, what it costs, and its scores on all prompts, a column each."""
+    """One row a cell: what it is, what it costs, and its scores on all prompts, a column each.
+
+    Of super-resolution, rows `bicubic` and `autoencoder` come first: the floor, and the ceiling.
+    """
+    import pandas as pd
+
     from isocost.analysis.cells import PLAIN, with_plans
+    from isocost.study import run
 
     frame = with_plans(table(store))
     frame = frame[(frame["split"] == "all") & ~frame["metric"].str.contains("/")]
@@ -365,6 +371,12 @@ def cells(store: str | Path) -> pd.DataFrame:
     what = ["member", "seed", "images_seen", "sampler", "steps", "guidance_scale", *told_apart_by]
     what += ["paper_cost", "gflops_per_image"]
     wide = frame.pivot_table(index=[*what, "sample_key"], columns="metric", values="value").reset_index()
+    frames = run.frames(open_store(store))
+    if not frames.empty:
+        of_all = frames[frames["split"] == "all"].rename(columns={"frame": "member"})
+        floor = of_all.pivot_table(index=["member", "sample_key"], columns="metric", values="value").reset_index()
+        # Columns of whole numbers stay so, empty where they mean nothing.
+        wide = pd.concat([floor.iloc[::-1], wide]).convert_dtypes()[wide.columns].reset_index(drop=True)
     wide["sample_key"] = wide["sample_key"].str[:12]
     return wide.rename_axis(columns=None)
 

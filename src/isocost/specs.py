@@ -47,7 +47,7 @@ class Spec(BaseModel):
     def canonical(self) -> dict[str, Any]:
         """Plain values of the fields that count in the digest."""
         fields = {}
-        for name in type(self).model_fields:
+        for name in type(self).__pydantic_fields__:  # `model_fields` is a property that takes longer than all of this
             value = getattr(self, name)
             if name in self.NEUTRAL and value == self.NEUTRAL[name]:
                 continue
@@ -82,6 +82,8 @@ class Spec(BaseModel):
 
 
 def _plain(value: Any) -> Any:
+    if value is None or type(value) in (str, int, float, bool):  # most are, and studies of 10,000 cells ask for all
+        return value
     if isinstance(value, Spec):
         return value.canonical()
     if isinstance(value, tuple | list):

@@ -154,3 +154,21 @@ def test_the_report_has_floor_ceiling_and_the_papers_figures(store, tmp_path):
         assert words in page
     made = {path.name for path in (tmp_path / "figures").glob("*.png")}
     assert {"sr-compute-kid.png", "sr-few-steps-psnr.png", "strip-crops-most-steps.png"} <= made
+
+
+def test_upkeep_keeps_the_frames(store, tmp_path):
+    from isocost.study import upkeep
+
+    frames = {row["sample_key"] for row in store.expansion()["frames"]}
+    assert not any(key in path for key in frames for path in upkeep.prune(store, dry_run=True)["would remove"])
+    assert not upkeep.verify(store)["corrupt"]
+    upkeep.publish(store, tmp_path)
+    assert {key for key in frames if key in (tmp_path / "frames.json").read_text()} == frames
+
+
+def test_floor_and_ceiling_stand_first_in_the_table_of_cells(store):
+    from isocost import api
+
+    cells = api.cells(store.path)
+    assert cells["member"].tolist()[:2] == ["bicubic", "autoencoder"] and set(cells["member"][2:]) == {"c8"}
+    assert cells["psnr"].notna().all() and cells["steps"].notna().sum() == len(cells) - 2

@@ -54,7 +54,7 @@ def torchrun(ranks: int, data: LatentShards, folder: Path, *runs: str, options: 
     return done.returncode
 
 
-def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
     """A folder that `make` fills, for all of xdist's workers: runs of several processes are dear."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / f"ranks-{name}"
@@ -275,7 +275,7 @@ def test_a_batch_that_does_not_split_is_refused(data, spec, tmp_path):
 def meet(monkeypatch, fails: Callable[[int, int], bool]) -> list[list[int]]:
     """Two ranks, as threads, join a group. `fails`: (rank, attempt) -> whether it finds no connection. Attempts by
     rank."""
-    store, attempts = dist.HashStore(), [[], []]
+    store, attempts = dist.HashStore(), [[], []]  # pyright: ignore[reportPrivateImportUsage]
 
     def connect(backend, store, rank, world_size, timeout) -> None:
         attempts[rank].append(len(attempts[rank]))

@@ -350,7 +350,7 @@ def table(store: Store, wanted: measured.Wanted | None = None) -> pd.DataFrame:
 def frames(store: Store) -> pd.DataFrame:
     """Floor and ceiling of super-resolution: one row a (`frame`, metric, split), as in `table`; empty where none is."""
     expansion = store.expansion()
-    rows = expansion.get("frames", [])
+    rows = expansion["frames"]
     if not rows:
         return pd.DataFrame()
     scores = _current(store.index(), expansion["scores"])

@@ -117,6 +117,8 @@ def missing_scores(
 
 def score_cells(cells: Sequence[Cell], store: Store, judge: Judge, progress: Progress = silent) -> None:
     """Score every cell that lacks a score. Cells that are there are left alone."""
+    if not cells:
+        return
     engines = {cell.sample_key: cell.key.engine for cell in cells}
     names = [column.name for column in columns_of(judge.measures)]
     for done, (key, missing) in enumerate(missing_scores(cells, store, judge).items(), 1):

@@ -141,10 +141,12 @@ class Store:
     def expansion(self) -> dict[str, list[dict[str, Any]]]:
         """What the study expands to: `runs` (member, seed, digest, images), `cells` (what each is and costs), `halves`
         (their sample keys on half the prompts, where adaptive search looks), `scores` (the ScoreSpecs that every cell
-        is to have), `metrics` (each as asked for and as printed) and `places` (where data and encoders lie; one dict).
+        is to have), `metrics` (each as asked for and as printed) and `places` (where data and encoders lie; one dict);
+        of super-resolution `starts` (what runs start from) and `frames` (sample keys of floor and ceiling).
         """
         path = self.path / "expansion.json"
         known = {"runs": [], "cells": [], "halves": [], "scores": [], "metrics": [], "places": []}
+        known |= {"starts": [], "frames": []}
         return known | json.loads(path.read_text()) if path.is_file() else known
 
     def write_expansion(self, **parts: list[dict[str, Any]]) -> None:

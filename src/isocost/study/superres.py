@@ -88,7 +88,7 @@ def kept_starts(study: StudySpec, store: Store) -> Starts:
 
 def starts_in(store: Store) -> Starts:
     """Those that a store has."""
-    rows = store.expansion().get("starts", [])
+    rows = store.expansion()["starts"]
     return {
         (row["member"], row["seed"]): CheckpointRef(
             content_digest=row["content_digest"], weights=row["weights"], images_seen=row["images_seen"]

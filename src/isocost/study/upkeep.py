@@ -73,7 +73,7 @@ def prune(store: Store, dry_run: bool = False) -> dict[str, Any]:
     while any of their scores is.
     """
     expansion = store.expansion()
-    wanted = {cell["sample_key"] for cell in [*expansion["cells"], *expansion["halves"]]}
+    wanted = {cell["sample_key"] for part in ("cells", "halves", "frames") for cell in expansion[part]}
     if not expansion["cells"]:
         raise StoreError(f"{store.path}: the study's cells are not known yet; nothing can be pruned.")
     leftovers = [path for path in store.path.rglob(".*.tmp-*") if not _is_being_written(path)]
@@ -149,8 +149,8 @@ def pack(store: Store, out: Path) -> dict[str, Any]:
 def publish(store: Store, out: Path) -> dict[str, Any]:
     """What a paper or a repository keeps of a store: spec, all scores, what their cells are, environment, figures.
 
-    `scores.json` is the list of Score objects; `cells.json` says what each sample key is and costs. A file of more than
-    `READABLE` bytes is compressed, with the suffix .gz.
+    `scores.json` is the list of Score objects; `cells.json` says what each sample key is and costs, `frames.json` which
+    are floor and ceiling of super-resolution. A file of more than `READABLE` bytes is compressed, with the suffix .gz.
     """
     scores = [score for _, score in store.scores()]
     if not scores:
@@ -165,6 +165,8 @@ def publish(store: Store, out: Path) -> dict[str, Any]:
     }
     if (store.path / "baselines.json").is_file():
         contents["baselines.json"] = (store.path / "baselines.json").read_text()
+    if frames := store.expansion()["frames"]:
+        contents["frames.json"] = _json_lines(frames)
     for name, text in contents.items():
         content, large = text.encode(), len(text) > READABLE
         write_atomically(out / (f"{name}.gz" if large else name), gzip.compress(content, mtime=0) if large else content)
