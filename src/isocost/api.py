@@ -370,8 +370,8 @@ def cells(store: str | Path) -> pd.DataFrame:
     told_apart_by = [name for name, value in PLAIN.items() if (frame[name] != value).any()]
     what = ["member", "seed", "images_seen", "sampler", "steps", "guidance_scale", *told_apart_by]
     what += ["paper_cost", "gflops_per_image"]
-    wide = frame.pivot_table(index=[*what, "sample_key"], columns="metric", values="value").reset_index()
-    frames = run.frames(open_store(store))
+    wide: Any = frame.pivot_table(index=[*what, "sample_key"], columns="metric", values="value").reset_index()
+    frames: Any = run.frames(open_store(store))
     if not frames.empty:
         of_all = frames[frames["split"] == "all"].rename(columns={"frame": "member"})
         floor = of_all.pivot_table(index=["member", "sample_key"], columns="metric", values="value").reset_index()
