@@ -54,7 +54,8 @@ def sr(data: str) -> StudySpec:
     """Three members tuned for 4x super-resolution of photographs (--data), from those of `sr-base`: 40 minutes.
 
     Each kept checkpoint is a fine-tuning budget, at a constant rate, so that none is another's unfinished run. DDIM
-    without guidance on crops of the Kodak photographs: the last at all of the paper's steps, each at three of them.
+    without guidance on crops of the Kodak photographs: the last at all of the paper's steps, each at three of them, and
+    the last at 1 and 2 steps too, which the paper leaves out and where small members may be at their best.
     `--data` holds sr-train-*.tar and sr-test-kodak.tar. The paper's own protocol:
     --set evaluation.prompts=div2k-sr-3k:FOLDER --set data.resolution=512.
     """
@@ -83,6 +84,7 @@ def sr(data: str) -> StudySpec:
             checkpoints=(images // 4, images // 2),
         ),
         grid=Grid(samplers=("ddim",), steps=PAPER_STEPS),
+        extra_grids=(Grid(samplers=("ddim",), steps=(1, 2)),),
         curve=Grid(samplers=("ddim",), steps=CURVE_STEPS),
         evaluation=Evaluation(
             prompts=f"sr-{RESOLUTION}:{kodak}",
