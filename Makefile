@@ -15,7 +15,7 @@ TORCH = $(shell grep '^torch==' constraints.txt)
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help install quickstart test lint types format oracles clean
+.PHONY: help install quickstart test lint types format docs oracles clean
 
 help:
 	@echo "make install      create $(VENV) with the pinned dependencies"
@@ -23,6 +23,7 @@ help:
 	@echo "make test         lint, formatting, types and all tests (WORKERS=$(WORKERS))"
 	@echo "make lint types   those checks alone"
 	@echo "make format       rewrite the sources to the house style"
+	@echo "make docs         the documentation as a site: build/site/index.html"
 	@echo "make oracles      compare scores with pytorch-fid, torch-fidelity, torchmetrics and others, in $(ORACLES)"
 	@echo "make clean        remove $(VENV) and caches; runs/ stays"
 
@@ -34,7 +35,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(if $(TORCH_INDEX),$(BIN)/python -m pip install --quiet --no-deps --index-url $(TORCH_INDEX) $(TORCH))
 	@$(BIN)/python -m pip install --quiet -c constraints.txt hatchling editables
-	@$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[dev,imagenet]'
+	@$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[dev,docs,imagenet,lora,serve]'
 	@touch $@
 	@echo "Installed. Next: make quickstart, or $(BIN)/isocost --help"
 
@@ -57,6 +58,9 @@ format: $(STAMP)
 	@$(BIN)/ruff format .
 
 # The libraries that our scores are compared with live in an environment of their own, on top of $(VENV).
+docs: $(STAMP)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir build/site
+
 oracles: $(STAMP)
 	@$(BIN)/python scripts/oracles.py $(ORACLES)
 	@OMP_NUM_THREADS=1 $(ORACLES)/bin/python -m pytest -q tests/oracles

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from isocost import specs
 from isocost.errors import SpecError, lookup
 from isocost.specs import (
+    SCHEMA,
     CheckpointRef,
     DataSource,
     DataSpec,
@@ -93,6 +94,23 @@ GOLDEN: dict[str, tuple[Spec, str]] = {
 def test_golden_digests(name: str):
     spec, digest = GOLDEN[name]
     assert spec.digest == digest
+
+
+@pytest.mark.parametrize("spec", [*(spec for spec, _ in GOLDEN.values()), STUDY], ids=[*GOLDEN, "study"])
+def test_canonical_text_is_the_json_of_the_canonical_fields(spec: Spec):
+    assert spec.canonical_text == canonical_json(spec.canonical())
+    assert spec.digest == digest_of({"type": type(spec).__name__, "schema": SCHEMA, **spec.canonical()})
+
+
+def test_a_copy_with_another_value_has_a_text_of_its_own():
+    assert SAMPLE_KEY.canonical_text  # kept from here on, in its parts too
+    plan = PLAN.model_copy(update={"guidance": PLAN.guidance.model_copy(update={"scale": 3.5})})
+    changed = SAMPLE_KEY.model_copy(update={"plan": plan})
+    assert changed.canonical_text == canonical_json(changed.canonical()) != SAMPLE_KEY.canonical_text
+    negative = Guidance(scale=-0.0)
+    assert (Guidance(scale=0.0).canonical_text, negative.canonical_text) == tuple(
+        canonical_json(one.canonical()) for one in (Guidance(scale=0.0), negative)
+    )
 
 
 def test_the_digest_covers_type_and_every_field():

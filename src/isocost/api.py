@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from isocost.study.dry_run import DryRun
     from isocost.study.encode import Encoded
     from isocost.study.executors import Executor
-    from isocost.study.measured import Measured
     from isocost.study.search import Settings as Search
+    from isocost.study.seconds import Measured
     from isocost.study.status import Status
     from isocost.study.store import Store
     from isocost.study.upscaled import Upscaled
@@ -152,6 +152,8 @@ def train(
     from isocost.training.parallel import PLAIN, torchrun_ranks
 
     spec = load_study(spec)
+    if spec.dreambooth is not None:
+        return _tuned(spec, open_store(store or default_store(spec)), workers, progress)
     with torchrun_ranks(device) as ranks:
         training = Training(ranks, layout or PLAIN, save_aside)
         if not ranks.leads:
@@ -169,7 +171,29 @@ def train(
             "folder": str(checkpoint.folder),
         }
         for checkpoint in trained.checkpoints
-        if checkpoint.seed is not None
+        if checkpoint.seed is not None and not checkpoint.undistilled
+    ]
+    return pd.DataFrame(rows)
+
+
+def _tuned(spec: StudySpec, store: Store, workers: int | None, progress: Progress) -> pd.DataFrame:
+    """Tune every member on every subject of a study of DreamBooth; a row a tuning."""
+    import pandas as pd
+
+    from isocost.study import dreambooth
+    from isocost.study.executors import Processes, default_workers
+
+    opened, tunings = dreambooth.train(spec, store, Processes(workers or default_workers()), progress)
+    checkpoints = [(one, dreambooth.tuned(opened, one)) for one in tunings]
+    rows = [
+        {
+            "member": one.name,
+            "seed": one.run.seed,
+            "images_seen": checkpoint.ref.images_seen,
+            "checkpoint": checkpoint.ref.content_digest,
+            "folder": str(checkpoint.folder),
+        }
+        for one, checkpoint in checkpoints
     ]
     return pd.DataFrame(rows)
 
@@ -349,10 +373,10 @@ def status(store: str | Path) -> Status:
 
 def table(store: str | Path, measured: Mapping[str, Any] | None = None) -> pd.DataFrame:
     """The results table of a store. `measured`: by whose seconds, as for `plan`."""
-    from isocost.study import run
-    from isocost.study.measured import Wanted
+    from isocost.study import tables
+    from isocost.study.seconds import Wanted
 
-    return run.table(open_store(store), Wanted.parse(dict(measured or {}), "measured"))
+    return tables.table(open_store(store), Wanted.parse(dict(measured or {}), "measured"))
 
 
 def cells(store: str | Path) -> pd.DataFrame:
@@ -363,7 +387,7 @@ def cells(store: str | Path) -> pd.DataFrame:
     import pandas as pd
 
     from isocost.analysis.cells import PLAIN, with_plans
-    from isocost.study import run
+    from isocost.study import tables
 
     frame = with_plans(table(store))
     frame = frame[(frame["split"] == "all") & ~frame["metric"].str.contains("/")]
@@ -371,7 +395,7 @@ def cells(store: str | Path) -> pd.DataFrame:
     what = ["member", "seed", "images_seen", "sampler", "steps", "guidance_scale", *told_apart_by]
     what += ["paper_cost", "gflops_per_image"]
     wide: Any = frame.pivot_table(index=[*what, "sample_key"], columns="metric", values="value").reset_index()
-    frames: Any = run.frames(open_store(store))
+    frames: Any = tables.frames(open_store(store))
     if not frames.empty:
         of_all = frames[frames["split"] == "all"].rename(columns={"frame": "member"})
         floor = of_all.pivot_table(index=["member", "sample_key"], columns="metric", values="value").reset_index()
@@ -397,11 +421,76 @@ def plan(
     """
     from isocost.analysis.planner import plan as answer
 
-    opened = open_store(store)
     limit = Budget.parse({"unit": unit, "limit": budget}, "budget") if budget is not None else None
-    metric, select_by = _judged_by(opened, metric)
-    found = table(store, measured)
-    return answer(found, limit, metric, influence=opened.influence, filters=filters, select_by=select_by)
+    found, influence, metric, select_by = _judged(store, metric, measured)
+    return answer(found, limit, metric, influence=influence, filters=filters, select_by=select_by)
+
+
+def planner(
+    store: str | Path,
+    page: str | Path,
+    budget: float | None = None,
+    unit: str = "paper",
+    metric: str | None = None,
+    filters: Mapping[str, Any] | None = None,
+    measured: Mapping[str, Any] | None = None,
+    draw: bool = True,
+) -> Path:
+    """Write the planner, `plan` for every budget, unit, metric and filter, as one HTML file; returns its path.
+
+    The other arguments are what it shows first. `draw`: make the pictures of the frontier that the store lacks, where
+    its checkpoints are. Needs no server and no network.
+    """
+    from isocost.errors import IsocostError
+    from isocost.files import atomic_write
+    from isocost.reporting.planner_page import static_page
+    from isocost.reporting.planner_store import draw_frontier, embedded, planner_of
+    from isocost.study import published
+    from isocost.study.seconds import Wanted
+
+    start = _planner_start(budget, unit, metric, filters)
+    wanted = Wanted.parse(dict(measured or {}), "measured")
+    is_store, failed = not published.is_published(Path(store)), ""
+    if draw and is_store:
+        try:
+            draw_frontier(store, metric)
+        except IsocostError as error:
+            failed = f"Pictures of the frontier could not be drawn: {error}"
+    made = planner_of(store, embedded(open_store(store)) if is_store else None, start, wanted)
+    made.data["notes"] += [failed] if failed else []
+    path = Path(page)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        file.write(static_page(made).encode())
+    return path
+
+
+def serve(
+    store: str | Path,
+    port: int = 8000,
+    metric: str | None = None,
+    measured: Mapping[str, Any] | None = None,
+    ready: Callable[[str], None] = lambda address: None,
+) -> None:
+    """Serve the planner at http://127.0.0.1:PORT/ until interrupted; needs the extra `serve`.
+
+    Nothing is written, and nobody but this machine is answered. `ready`: called with the address.
+    """
+    from isocost.reporting import server
+    from isocost.study.seconds import Wanted
+
+    wanted = Wanted.parse(dict(measured or {}), "measured")
+    server.serve(server.create_app(store, _planner_start(None, "paper", metric, None), wanted), port, ready)
+
+
+def _planner_start(budget: float | None, unit: str, metric: str | None, filters: Mapping[str, Any] | None) -> Any:
+    from isocost.analysis.cells import cost_column
+    from isocost.reporting.planner import Start
+
+    cost_column(unit)
+    limit = Budget.parse({"unit": unit, "limit": budget}, "budget").limit if budget is not None else None
+    kept = {name: [value] if isinstance(value, str) else list(value) for name, value in (filters or {}).items()}
+    return Start(unit, limit, metric, kept)
 
 
 def frontier(
@@ -417,9 +506,8 @@ def frontier(
     """
     from isocost.reporting.page import summary
 
-    opened = open_store(store)
-    metric, select_by = _judged_by(opened, metric)
-    return summary(table(store, measured), metric, unit, opened.influence, filters, select_by)
+    found, influence, metric, select_by = _judged(store, metric, measured)
+    return summary(found, metric, unit, influence, filters, select_by)
 
 
 def claims(
@@ -466,7 +554,7 @@ def _results(store: str | Path, metric: str | None) -> tuple[pd.DataFrame, Influ
     """
     from isocost.analysis.sheet import DISTANCES
     from isocost.study import published
-    from isocost.study.run import metric_label
+    from isocost.study.tables import metric_label
 
     if published.is_published(Path(store)):
         found, influence = published.table(Path(store)), None
@@ -486,12 +574,20 @@ def contradictions() -> tuple[Contradiction, ...]:
     return found()
 
 
-def _judged_by(store: Store, metric: str | None) -> tuple[str, str]:
-    """The metric that judges and the one that chose guidance, as the store's table calls them."""
-    from isocost.study.run import metric_label
+def _judged(
+    store: str | Path, metric: str | None, measured: Mapping[str, Any] | None
+) -> tuple[pd.DataFrame, Influence | None, str, str]:
+    """The table of a store or of what was published of one, its influence values, the metric that judges and the one
+    that chose guidance, as the table calls them."""
+    from isocost.study import published
+    from isocost.study.tables import metric_label
 
-    select_by = metric_label(store, store.study().evaluation.select_by)
-    return metric_label(store, metric) if metric else select_by, select_by
+    if published.is_published(Path(store)):
+        chosen_by = published.study(Path(store)).evaluation.select_by
+        return published.table(Path(store)), None, metric or chosen_by, chosen_by
+    opened = open_store(store)
+    chosen_by = metric_label(opened, opened.study().evaluation.select_by)
+    return table(store, measured), opened.influence, metric_label(opened, metric or chosen_by), chosen_by
 
 
 def sample(
@@ -505,10 +601,12 @@ def sample(
     eta: float = 0.0,
     replicate: int = 0,
     member: str | None = None,
+    cell: str | None = None,
 ) -> np.ndarray:
     """Images [n, H, W, 3] uint8 of prompts, from a checkpoint folder, a run's folder, or a store and a member's name.
 
-    The noise of a prompt is keyed by its text and `replicate`: the same call gives the same image.
+    The noise of a prompt is keyed by its text and `replicate`: the same call gives the same image. `cell`: of a store,
+    the one whose sample key begins so, with all that its plan says; then only `replicate` counts of the others.
     """
     import numpy as np
 
@@ -517,6 +615,10 @@ def sample(
 
     if not prompts:
         raise SpecError("no prompts: give at least one.")
+    if cell is not None:
+        from isocost.study.drawing import draw
+
+        return draw(open_store(checkpoint), cell, prompts, replicate)
     found = find(checkpoint, member)
     how = {"sampler": sampler, "steps": steps, "spacing": spacing, "guidance": {"scale": guidance_scale}, "eta": eta}
     plan = _plan_of(found.checkpoint, "sample", **how)
@@ -527,15 +629,61 @@ def sample(
     return np.concatenate([generate(pipeline, plan, engine, batch).images for batch in batches])
 
 
+def interpolate(
+    checkpoint: str | Path,
+    first: str,
+    second: str,
+    *,
+    alphas: Sequence[float] = (1.0, 0.8, 0.5, 0.2, 0.0),
+    path: str = "linear",
+    steps: int = 20,
+    sampler: str = "ddim",
+    guidance_scale: float = 7.5,
+    spacing: str = "trailing",
+    eta: float = 0.0,
+    replicate: int = 0,
+    member: str | None = None,
+) -> np.ndarray:
+    """Images [n, H, W, 3] uint8 between two prompts, one for each weight of the first in `alphas`.
+
+    Mixed are the embeddings of all tokens, by `path` "linear" or "spherical"; all images have the noise of the first
+    prompt, so that at 1 it is what `sample` draws of it, to the bit. `checkpoint` and `member` as for `sample`.
+    """
+    import numpy as np
+
+    from isocost.data.prompts import Blend
+    from isocost.sampling.generate import generate
+    from isocost.study.checkpoints import find, pipeline_of
+
+    if not alphas or not all(0 <= alpha <= 1 for alpha in alphas):
+        raise SpecError(f"alphas {list(alphas)}: give one or more from 0 to 1, as in 1,.8,.5,.2,0.")
+    for name, prompt in (("first", first), ("second", second)):
+        if not prompt.strip():
+            raise SpecError(f"the {name} prompt is empty: there is nothing to go to, or from.")
+    found = find(checkpoint, member)
+    how = {"sampler": sampler, "steps": steps, "spacing": spacing, "guidance": {"scale": guidance_scale}, "eta": eta}
+    plan, engine = _plan_of(found.checkpoint, "interpolate", **how), EngineSpec(batch=1)
+    pipeline = pipeline_of(found, engine)
+    drawn = [Blend(first, second, alpha, path) for alpha in alphas]
+    return np.concatenate([generate(pipeline, plan, engine, [(first, one, replicate)]).images for one in drawn])
+
+
 def _plan_of(checkpoint: Checkpoint, where: str, **how: Any) -> SamplingPlan:
-    """A plan of one checkpoint's EMA weights, on the schedule of its training."""
+    """A plan of one checkpoint's EMA weights, on the schedule of its training. Raises `SpecError` where that cannot be
+    run with it."""
+    from isocost.sampling.checkpoints import Traits, check_checkpoints
+
     spec = checkpoint.spec
+    if spec.model.guidance_dim is not None and "guidance" in how:
+        how["guidance"] = how["guidance"] | {"mode": "embedded"}
     fields = {
         "stages": [{"checkpoint": checkpoint.ref("ema").model_dump()}],
         "schedule": spec.schedule.model_dump(),
         "prediction": spec.prediction,
     }
-    return SamplingPlan.parse(fields | how, where)
+    plan = SamplingPlan.parse(fields | how, where)
+    check_checkpoints(plan, {plan.stages[0].checkpoint.content_digest: Traits.of(spec)})
+    return plan
 
 
 def upscale(
@@ -621,12 +769,16 @@ def measure(
     return measured.measure_all(targets, engines, store, scorers, repeats, again, progress)
 
 
-def export(checkpoint: str | Path, folder: str | Path, *, member: str | None = None) -> Path:
-    """Write a checkpoint as a folder that `StableDiffusionPipeline.from_pretrained` loads, with a model card."""
+def export(checkpoint: str | Path, folder: str | Path, *, member: str | None = None, lora: bool = False) -> Path:
+    """Write a checkpoint as a folder that `StableDiffusionPipeline.from_pretrained` loads, with a model card.
+
+    `lora`: of a run with adapters these alone, as `pipeline.load_lora_weights` takes them.
+    """
     from isocost.study.checkpoints import find
     from isocost.study.export import export as write
+    from isocost.study.export import export_lora
 
-    return write(find(checkpoint, member), Path(folder))
+    return (export_lora if lora else write)(find(checkpoint, member), Path(folder))
 
 
 def report(store: str | Path, folder: str | Path | None = None, metric: str | None = None) -> Path:

@@ -6,8 +6,10 @@ the value that means "as before"; while it holds that value it stays out of the 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable
 from itertools import pairwise
@@ -22,15 +24,18 @@ from isocost.errors import SpecError, did_you_mean
 SCHEMA = 1
 NO_TRAINING_IMAGES = "kind 'images' needs `train`: folders or .tar shards of captioned images"
 Prediction = Literal["epsilon", "v_prediction", "sample", "flow"]
-GuidanceMode = Literal["cfg", "cfg++", "autoguidance"]
+GuidanceMode = Literal["cfg", "cfg++", "autoguidance", "embedded"]
 Interval = tuple[int, int]
 Spacing = Literal["leading", "linspace", "trailing", "lcm"]
 Split = Literal["selection", "report", "all"]
 
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys, no blanks and shortest round-trip floats: equal values give equal bytes."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return _CANONICAL.encode(value)
 
 
 def digest_of(value: Any) -> str:
@@ -43,21 +48,38 @@ class Spec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
     NEUTRAL: ClassVar[dict[str, Any]] = {}
+    __slots__ = ("_canonical_text",)  # not a field: neither compared, nor copied, nor pickled
 
     def canonical(self) -> dict[str, Any]:
         """Plain values of the fields that count in the digest."""
-        fields = {}
-        for name in type(self).__pydantic_fields__:  # `model_fields` is a property that takes longer than all of this
-            value = getattr(self, name)
-            if name in self.NEUTRAL and value == self.NEUTRAL[name]:
-                continue
-            fields[name] = _plain(value)
-        return fields
+        return {name: _plain(value) for name, value in self.counted().items()}
+
+    @property
+    def canonical_text(self) -> str:
+        """`canonical_json(self.canonical())`. Kept, as thousands of cells share most of the specs that they hold."""
+        try:
+            return self._canonical_text
+        except AttributeError:
+            object.__setattr__(self, "_canonical_text", _json_object(self._texts()))
+            return self._canonical_text
 
     @property
     def digest(self) -> str:
-        """sha256 of the spec's type, schema number and canonical fields."""
-        return digest_of({"type": type(self).__name__, "schema": SCHEMA, **self.canonical()})
+        """sha256 of the spec's type, schema number and canonical fields, as `digest_of` would take them together."""
+        text = _json_object(self._texts() | {"type": f'"{type(self).__name__}"', "schema": str(SCHEMA)})
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def counted(self) -> dict[str, Any]:
+        """The fields that count in the digest, as they are."""
+        fields = {}
+        for name in type(self).__pydantic_fields__:  # `model_fields` is a property that takes longer than all of this
+            value = getattr(self, name)
+            if name not in self.NEUTRAL or value != self.NEUTRAL[name]:
+                fields[name] = value
+        return fields
+
+    def _texts(self) -> dict[str, str]:
+        return {name: _text(value) for name, value in self.counted().items()}
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
@@ -93,6 +115,27 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def _text(value: Any) -> str:
+    """`canonical_json` of what `_plain` makes of a value."""
+    kind = type(value)
+    if kind in (str, int, bool):  # a float is left out, as 0.0 and -0.0 are equal
+        return _known_text(value)
+    if kind is float and math.isfinite(value):
+        return repr(value)
+    if kind in (tuple, list):
+        return f"[{','.join(map(_text, value))}]"
+    if isinstance(value, Spec):  # last, as pydantic makes this slow
+        return value.canonical_text
+    return canonical_json(_plain(value))
+
+
+_known_text = functools.lru_cache(maxsize=4096, typed=True)(canonical_json)
+
+
+def _json_object(texts: dict[str, str]) -> str:
+    return "{" + ",".join(f'"{name}":{texts[name]}' for name in sorted(texts)) + "}"
+
+
 def _explain(cls: type[Spec], error: ValidationError, where: str) -> str:
     """One line: file, path of the field, what was wrong, and the nearest right field where one was unknown."""
     # An unknown field first: a misspelt required one is then named as such, not as missing.
@@ -123,15 +166,18 @@ def _spec_of(owner: type[Spec], field: str) -> type[Spec] | None:
 class ModelSpec(Spec):
     """One member of a family. `width` is c, the channels of the first level; all else follows from the family.
 
-    `in_channels` beyond `out_channels` are a condition's: those of an image's latent, beside the noise.
+    `in_channels` beyond `out_channels` are a condition's: those of an image's latent, beside the noise. With a
+    `guidance_dim` the guidance scale, embedded so wide, goes in beside the timestep (arXiv 2210.03142, section 3.1).
     """
 
+    NEUTRAL: ClassVar[dict[str, Any]] = {"guidance_dim": None}
     family: str
     width: int = Field(gt=0)
     context_dim: int = Field(gt=0, description="width of a text token embedding")
     num_heads: int = Field(default=8, gt=0)
     in_channels: int = Field(default=4, gt=0)
     out_channels: int = Field(default=4, gt=0)
+    guidance_dim: int | None = Field(default=None, ge=4, multiple_of=2)
 
     @property
     def name(self) -> str:
@@ -226,11 +272,14 @@ class DataSource(Spec):
     those that pass. `encode`: all images ahead of training, into files, or "live", as training asks for them.
     `embeddings`: a caption's lies in those files once, or in each that uses it, so that one can be read alone.
 
+    `instances`: for objective `dreambooth`, the first so many images show the subject, the others its class.
+
     With a `degradation` (a name in `isocost.data.degradation`) images are photographs for super-resolution, whose
     captions are not read: `images` pairs of a crop of `resolution` pixels and what is left of it, drawn from (seed, i).
     """
 
     NEUTRAL: ClassVar[dict[str, Any]] = {"filters": (), "encode": "ahead", "embeddings": "once", "degradation": None}
+    NEUTRAL |= {"instances": None}
     kind: Literal["scenes", "images"] = "scenes"
     resolution: int = Field(default=32, ge=8, description="pixels a side")
     images: int | None = Field(default=None, ge=1, description="how many images; None: all there are")
@@ -245,10 +294,11 @@ class DataSource(Spec):
     encode: Literal["ahead", "live"] = "ahead"
     embeddings: Literal["once", "each_file"] = "once"
     degradation: str | None = None
+    instances: int | None = Field(default=None, ge=1)
 
-    def canonical(self) -> dict[str, Any]:
+    def counted(self) -> dict[str, Any]:
         """Paths are where to look, not what is there: they stay out of the digest."""
-        return {name: value for name, value in super().canonical().items() if name not in ("train", "val")}
+        return {name: value for name, value in super().counted().items() if name not in ("train", "val")}
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -287,10 +337,11 @@ class EncoderTraining(Spec):
 class DataSpec(Spec):
     """Encoded data: shards of latents and text embeddings, named by content. Paths live outside, in a locator.
 
-    degradation: of the low-resolution images whose latents lie beside the others; None: there are none.
+    degradation: of the low-resolution images whose latents lie beside the others; None: there are none. instances: the
+    first images that show a subject, the others showing its class; None: no subject's.
     """
 
-    NEUTRAL: ClassVar[dict[str, Any]] = {"degradation": None}
+    NEUTRAL: ClassVar[dict[str, Any]] = {"degradation": None, "instances": None}
     digest_of_shards: str
     images: int = Field(gt=0)
     resolution: int
@@ -299,6 +350,7 @@ class DataSpec(Spec):
     autoencoder: str = Field(description="content digest")
     text_encoder: str = Field(description="content digest")
     degradation: str | None = None
+    instances: int | None = Field(default=None, ge=1)
 
 
 class Optimizer(Spec):
@@ -358,10 +410,104 @@ class CheckpointRef(Spec):
     images_seen: int = Field(ge=0)
 
 
+ScaleRange = tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]]
+"""Guidance scales from the first to the second, drawn evenly, one an image."""
+
+
+class Consistency(Spec):
+    """How a student learns to give the same image from everywhere on a trajectory: objective `consistency`.
+
+    A noised image takes one DDIM step of 20 timesteps (of 1000: to the next of the 50 of spacing `lcm`), and what the
+    student makes of it is to be what its moving average, `ema`, makes of where that leads.
+        lcm     the teacher takes the step, guided by a scale from `guidance`, which is embedded in the student; None:
+                unguided. The distance is that of two images (arXiv 2310.04378, Algorithm 1)
+        codi    the student takes the step itself. The distance is that of two noises, plus `data_weight` x that of the
+                student's image to the data (arXiv 2310.01407)
+    `distance`: squares, or pseudo-Huber with its `huber_c` (arXiv 2310.14189). `sigma_data` and `timestep_scaling`: of
+    the boundary scalings, as diffusers' LCMScheduler has them.
+    """
+
+    setting: Literal["lcm", "codi"] = "lcm"
+    guidance: ScaleRange | None = None
+    distance: Literal["l2", "huber"] = "huber"
+    huber_c: float = Field(default=0.001, gt=0)
+    data_weight: float = Field(default=1.0, ge=0, description="codi only")
+    sigma_data: float = Field(default=0.5, gt=0)
+    timestep_scaling: float = Field(default=10.0, gt=0)
+
+    @model_validator(mode="after")
+    def _has_whom_to_learn_guidance_from(self) -> Self:
+        _check_scales(self.guidance)
+        if self.setting == "codi" and self.guidance is not None:
+            raise ValueError(
+                "setting 'codi' learns from itself, and so no guidance: leave `guidance` out, or use 'lcm'"
+            )
+        return self
+
+
+class Guided(Spec):
+    """How a student learns a guided teacher, and then to take fewer steps (arXiv 2210.03142): objective `guided`.
+
+    `steps` None is stage 1: the student gives in one evaluation what its teacher gives in two, for any scale of
+    `guidance`, which is embedded in it. `steps` N is a round of stage 2: a step of N is to lead where two DDIM steps of
+    2N lead the teacher, itself a student of stage 1 or of the round before.
+    `weighting` of the squared error of the image: `v` (SNR + 1) or `snr` (at least 1).
+    `stochastic`: the N-step student also learns to start from between its timesteps, as sampler `ddim_back` asks.
+    """
+
+    guidance: ScaleRange = (1.0, 8.0)
+    steps: int | None = Field(default=None, ge=1, le=512)
+    weighting: Literal["snr", "v"] = "v"
+    stochastic: bool = False
+
+    @model_validator(mode="after")
+    def _halves(self) -> Self:
+        _check_scales(self.guidance)
+        if self.steps is not None and self.steps & (self.steps - 1):
+            raise ValueError(f"steps {self.steps} is no power of two: rounds halve the steps, as in 16, 8, 4, 2, 1")
+        if self.steps is None and self.stochastic:
+            raise ValueError("stochastic is of rounds: give `steps`, or leave it out")
+        return self
+
+
+def _check_scales(scales: ScaleRange | None) -> None:
+    if scales is not None and scales[0] > scales[1]:
+        raise ValueError(f"guidance {list(scales)}: give the lower scale first")
+
+
+class Prior(Spec):
+    """Prior preservation of objective `dreambooth`: what the images of a subject's class count beside its pictures'.
+
+    0: none is seen.
+    """
+
+    weight: float = Field(default=1.0, ge=0)
+
+
+class Lora(Spec):
+    """Adapters of low rank, which alone are trained (LoRA, arXiv 2106.09685): W + (alpha / rank) B A.
+
+    `targets`: names that the adapted layers end in. `alpha` None: the rank, so that the adapters count as they are.
+    """
+
+    rank: int = Field(default=4, ge=1)
+    alpha: float | None = Field(default=None, gt=0)
+    targets: tuple[str, ...] = Field(default=("to_q", "to_k", "to_v", "to_out.0"), min_length=1)
+
+    @property
+    def scale(self) -> float:
+        return 1.0 if self.alpha is None else self.alpha / self.rank
+
+
+DISTILLED = ("consistency", "guided")
+"""Objectives of students. Each has settings of its name in `TrainSettings`."""
+
+
 class TrainSettings(Spec):
     """How members are trained: all of a TrainSpec but the member, the data and the seed."""
 
-    NEUTRAL: ClassVar[dict[str, Any]] = {"timesteps": "uniform", "window": None}
+    NEUTRAL: ClassVar[dict[str, Any]] = {"timesteps": "uniform", "window": None, "consistency": None, "guided": None}
+    NEUTRAL |= {"prior": None, "lora": None}
     schedule: NoiseSchedule = NoiseSchedule()
     prediction: Prediction = "v_prediction"
     objective: str = "denoise"
@@ -383,6 +529,43 @@ class TrainSettings(Spec):
     checkpoints: tuple[int, ...] = Field(
         default=(), description="images seen at which a checkpoint is kept for scoring"
     )
+    consistency: Consistency | None = None
+    guided: Guided | None = None
+    prior: Prior | None = None
+    lora: Lora | None = None
+
+    @property
+    def scales(self) -> ScaleRange | None:
+        """The guidance scales that a student is distilled for, where they are embedded in it."""
+        return self.guided.guidance if self.guided else self.consistency.guidance if self.consistency else None
+
+    def other_evaluations(self, teacher_embeds: bool = False) -> int:
+        """Of teacher and average, an image in training. A guided teacher's are two, unless it embeds guidance."""
+        asked = 1 if teacher_embeds or self.scales is None else 2
+        if self.consistency:
+            return 1 + (asked if self.consistency.setting == "lcm" else 0)
+        if self.guided:
+            return asked if self.guided.steps is None else 2  # the teacher of a round embeds guidance always
+        return 0
+
+    @model_validator(mode="after")
+    def _says_how_to_distil(self) -> Self:
+        for name in DISTILLED:
+            if (self.objective == name) != (getattr(self, name) is not None):
+                raise ValueError(f"objective '{name}' goes with settings `{name}`: give both, or neither")
+        if self.objective in DISTILLED and self.schedule.kind == "flow":
+            raise ValueError("distillation takes steps of DDIM on a schedule of betas: not of kind 'flow'")
+        return self
+
+    @model_validator(mode="after")
+    def _says_how_to_tune(self) -> Self:
+        if (self.objective == "dreambooth") != (self.prior is not None):
+            raise ValueError("objective 'dreambooth' goes with settings `prior`: give both, or neither")
+        if self.prior is not None and self.prior.weight and self.batch % 2:
+            raise ValueError(f"batch {self.batch} has no half for the images of the class, which prior.weight > 0 asks")
+        if self.lora is not None and self.optimizer.kind == "muon":
+            raise ValueError("lora goes with optimizer.kind 'adamw': Muon's updates are of full rank")
+        return self
 
     @model_validator(mode="after")
     def _predicts_what_the_schedule_can(self) -> Self:
@@ -428,6 +611,8 @@ class Guidance(Spec):
         cfg++         the same, and a step adds the empty prompt's noise back (arXiv 2406.08070): scale is its lambda,
                       0 to 1. With `ddim` at eta 0, and with `euler`, whose step that is
         autoguidance  D of the same prompt by the checkpoint `guide`, a smaller or less trained one (arXiv 2406.02507)
+        embedded      the scale is an input of the checkpoint, which was distilled to need one evaluation
+                      (arXiv 2210.03142): every plan of such a checkpoint, at scale 1 too
 
     `interval` (arXiv 2404.07724) limits guidance to timesteps low <= t <= high.
     """
@@ -440,8 +625,8 @@ class Guidance(Spec):
 
     @property
     def active(self) -> bool:
-        """Whether it does anything, and so costs anything."""
-        return self.mode == "cfg++" or self.scale != 1
+        """Whether it is done outside the network, and so costs anything."""
+        return self.mode == "cfg++" or (self.scale != 1 and self.mode != "embedded")
 
     @property
     def needs_empty_prompt(self) -> bool:
@@ -461,6 +646,8 @@ def _check_mode(mode: GuidanceMode, scales: Iterable[float], interval: Interval 
     for scale in scales:
         if mode == "cfg++" and scale > 1:
             raise ValueError(f"scale {scale:g} is cfg++'s lambda, which goes from 0 to 1")
+    if interval is not None and mode == "embedded":
+        raise ValueError("an embedded scale is in every evaluation: leave `interval` out")
     if interval is not None and interval[0] > interval[1]:
         raise ValueError(f"interval {list(interval)} is empty: give the lower timestep first")
 
@@ -642,6 +829,7 @@ class Grid(Spec):
         best_of          candidates an image, of which `scorer` keeps one; 1: none are made
         scorer           CLIP that keeps: shipped, a folder, a hub id or 'own'. A metric by the same CLIP is then
                          what is optimised, and no longer judges
+        undistilled      of a study that distils: cells of what its members were before, instead of theirs
     """
 
     NEUTRAL: ClassVar[dict[str, Any]] = {
@@ -652,6 +840,7 @@ class Grid(Spec):
         "guide": None,
         "best_of": (1,),
         "scorer": "scenes-clip-score",
+        "undistilled": False,
     }
     samplers: tuple[str, ...] = ("ddim",)
     steps: tuple[int, ...] = (1, 2, 4, 8, 20)
@@ -666,10 +855,11 @@ class Grid(Spec):
     guide: str | None = None
     best_of: tuple[Annotated[int, Field(ge=1)], ...] = (1,)
     scorer: str = "scenes-clip-score"
+    undistilled: bool = False
 
-    def canonical(self) -> dict[str, Any]:
+    def counted(self) -> dict[str, Any]:
         """Spacing None counts as "trailing", as which it was written before it could be None."""
-        return super().canonical() | {"spacing": self.spacing or "trailing"}
+        return super().counted() | {"spacing": self.spacing or "trailing"}
 
     @property
     def named(self) -> tuple[str, ...]:
@@ -691,13 +881,35 @@ class Grid(Spec):
         return self
 
 
+class Between(Spec):
+    """Ways between two prompts: images are drawn of mixtures of their embeddings, all from one noise.
+
+    The first two prompts of a list are the ends of the first way, the next two those of the second. `alphas`: weights
+    of the first end along each way. `path`: through the embedding of every token, on the line or on the arc between.
+    """
+
+    alphas: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (1.0, 0.8, 0.5, 0.2, 0.0)
+    path: Literal["linear", "spherical"] = "linear"
+
+    @field_validator("alphas")
+    @classmethod
+    def _from_end_to_end(cls, alphas: tuple[float, ...]) -> tuple[float, ...]:
+        falling = all(later < sooner for sooner, later in pairwise(alphas))
+        if len(alphas) < 3 or not falling or (alphas[0], alphas[-1]) != (1, 0):
+            raise ValueError(f"alphas {list(alphas)} have to fall from 1 to 0, with one between or more")
+        return alphas
+
+
 class Evaluation(Spec):
     """What every cell is scored by: prompts, images, extractors and metrics.
+
+    `between`: of images between prompts, `images` in all, instead of images of prompts.
 
     A metric is a name, judged by `extractor` (Frechet distances on `fd_dims` of its dimensions, `accuracy` by
     `classifier`), or a name with the extractor that it is to use: `fd[fid-tf]`, `kid[own]`, `fd[scenes-clip-score-64]`.
     """
 
+    NEUTRAL: ClassVar[dict[str, Any]] = {"between": None}
     prompts: str = Field(
         default="scenes-val",
         description="name of a prompt list, a path to a .txt with a prompt a line, or PROTOCOL:FOLDER",
@@ -717,10 +929,73 @@ class Evaluation(Spec):
     classifier: str = Field(default="scenes-attributes", description="attribute classifier of the caption accuracy")
     select_by: MetricName = Field(default="fd", description="metric by which guidance is chosen on the selection half")
     keep_images: bool = Field(default=False, description="store the images of every cell, not only their features")
+    between: Between | None = None
 
-    def canonical(self) -> dict[str, Any]:
+    @model_validator(mode="after")
+    def _whole_ways(self) -> Self:
+        if self.between is not None and self.images % (step := 2 * len(self.between.alphas)):
+            raise ValueError(
+                f"images {self.images} are not whole ways of {step // 2} images, as many in either half of the "
+                f"prompts: give a multiple of {step}"
+            )
+        return self
+
+    def counted(self) -> dict[str, Any]:
         """Paths are where to look, not what is there: they stay out of the digest."""
-        return {name: value for name, value in super().canonical().items() if name != "reference_files"}
+        return {name: value for name, value in super().counted().items() if name != "reference_files"}
+
+
+class Subject(Spec):
+    """Something that a few pictures show, of a kind that captions call `noun`.
+
+    `pictures`: folders or tars of them, of which those count whose .json says `subject: NAME`, or all where none says
+    so; without any, it is the procedural subject of that name (`isocost.data.subjects`).
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    noun: str
+    pictures: tuple[str, ...] = ()
+
+    def counted(self) -> dict[str, Any]:
+        """Where pictures lie is where to look, not what is there."""
+        return super().counted() | {"pictures": bool(self.pictures)}
+
+
+class Subjects(Spec):
+    """What a study of DreamBooth teaches its members, each subject to each by itself (arXiv 2208.12242).
+
+    `token`: the word that stands before the noun and means the subject; None: one that no caption of the data has, of
+    the text encoder's own tokens. `prompt`: of every picture, `{}` being the subject; of images of its class, `{}` is
+    the noun alone. None: each procedural picture has a caption that says its place and background, as scenes have, and
+    images of the class are those of `prompts`. `prompts`: what tuned members draw, `images` of each. `class_images`:
+    how many images of the class a member draws, before it is tuned to preserve its prior, and afterwards to be scored.
+    `unpreserved`: each is also tuned without images of the class.
+    """
+
+    subjects: tuple[Subject, ...] = Field(min_length=2, description="intervals are over subjects")
+    token: str | None = None
+    prompt: str | None = "a {}"
+    prompts: tuple[str, ...] = Field(min_length=2)
+    images: int = Field(default=4, ge=2, description="images of each prompt")
+    pictures: int = Field(default=5, ge=2, description="of a procedural subject; of others the most that count")
+    class_images: int = Field(default=64, ge=4)
+    unpreserved: bool = True
+
+    @model_validator(mode="after")
+    def _says_what_to_draw(self) -> Self:
+        names = [subject.name for subject in self.subjects]
+        if len(set(names)) != len(names):
+            raise ValueError(f"subjects {', '.join(names)}: each needs a name of its own")
+        if self.prompt is None and any(subject.pictures for subject in self.subjects):
+            raise ValueError("pictures in files have no captions to stand for a `prompt`: give one, as in 'a {}'")
+        for prompt in (self.prompt or "{}", *self.prompts):
+            if prompt.count("{}") != 1:
+                raise ValueError(f"prompt '{prompt}' says nowhere, or twice, where the subject stands: write {{}} once")
+        if self.token is not None and (not self.token.strip() or len(self.token.split()) > 1):
+            raise ValueError(
+                f"token '{self.token}' has to be one word: without it the prompt of the subject is that of its class"
+            )
+        return self
 
 
 class StudySpec(Spec):
@@ -733,7 +1008,7 @@ class StudySpec(Spec):
     seeds, start from. Where it lies does not count: training runs know their start by its content.
     """
 
-    NEUTRAL: ClassVar[dict[str, Any]] = {"checkpoints": (), "start_from": None}
+    NEUTRAL: ClassVar[dict[str, Any]] = {"checkpoints": (), "start_from": None, "dreambooth": None}
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     data: DataSource
     members: tuple[ModelSpec, ...] = ()
@@ -753,6 +1028,7 @@ class StudySpec(Spec):
     strips: str | None = Field(
         default=None, description="prompt list of the report's image strips; None: the first scored ones"
     )
+    dreambooth: Subjects | None = None
 
     @property
     def grids(self) -> tuple[Grid, ...]:
@@ -764,9 +1040,9 @@ class StudySpec(Spec):
         """Name -> folder of the checkpoints that are given."""
         return {Path(path).name: Path(path) for path in self.checkpoints}
 
-    def canonical(self) -> dict[str, Any]:
+    def counted(self) -> dict[str, Any]:
         """A given checkpoint counts by its name, as grids do name it: its path is where to look."""
-        fields = super().canonical()
+        fields = super().counted()
         fields |= {"start_from": True} if self.start_from else {}
         return fields | {"checkpoints": list(self.given)} if self.checkpoints else fields
 
@@ -778,9 +1054,19 @@ class StudySpec(Spec):
             raise ValueError("`train` is missing, and there are members to train")
         if self.members and self.data.kind == "images" and not self.data.train:
             raise ValueError(f"data: {NO_TRAINING_IMAGES}")
-        superres = self.train is not None and self.train.objective == "superres"
-        if superres != (self.data.degradation is not None):
+        objective = self.train.objective if self.train is not None else None
+        if (objective == "dreambooth") != (self.dreambooth is not None):
+            raise ValueError("train.objective 'dreambooth' goes with `dreambooth`, its subjects: give both, or neither")
+        if self.dreambooth is not None and (self.start_from is None or self.checkpoints):
+            raise ValueError("dreambooth tunes members of another study: name its store in start_from alone")
+        if objective in DISTILLED:
+            if self.start_from is None:
+                raise ValueError(f"objective '{objective}' needs teachers: name the store of their study in start_from")
+        elif (objective == "superres") != (self.data.degradation is not None):
             raise ValueError("train.objective 'superres' goes with data.degradation: give both, or neither")
+        for grid in (*self.grids, *([self.curve] if self.curve else [])):
+            if grid.undistilled and (objective not in DISTILLED or grid is self.curve):
+                raise ValueError("a grid of `undistilled` members is of a study that distils them, and no curve")
         return self
 
 

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 from tests.scoring.synthetic import ATTRIBUTES, LOGITS, WANTED, spread_features
 
+from isocost.data.prompts import OnTheWay, Prompt
 from isocost.errors import DataError, SpecError
 from isocost.scoring import metrics
 from isocost.scoring.frechet import frechet
 from isocost.scoring.metrics import METRICS, compute, label
 from isocost.scoring.paired import PAIRED
 from isocost.scoring.statistics import Reference
+from isocost.scoring.subjects import Look
 from isocost.scoring.uncertainty import total_error
 
 IMAGES, REFERENCE = spread_features(50, np.ones(4)), Reference.of(spread_features(450, np.ones(4), seed=1))
@@ -26,6 +28,16 @@ INPUTS = dict(
     logits=LOGITS,
     wanted=WANTED,
     attributes=ATTRIBUTES,
+)
+END = Prompt("id", "text", {})
+WAYS = dict(
+    places=[OnTheWay(way, END, END, weight, "linear") for way in range(10) for weight in (1.0, 0.7, 0.5, 0.2, 0.0)],
+    end_features=np.stack([IMAGES[::-1], IMAGES], axis=1),
+    ends_wanted=([{"colour": "red"}] * 50, [{"colour": "green"}] * 50),
+    logits={name: np.tile(values, (10, 1)) for name, values in LOGITS.items()},
+)
+SUBJECTS = dict(
+    subjects=[Look(part, np.arange(10) % 2, part, part, part + 1) for part in np.split(IMAGES.astype(np.float64), 5)]
 )
 OF_SETS = [name for name, metric in METRICS.items() if "reference" in metric.needs]
 
@@ -44,7 +56,9 @@ def test_bad_features_are_refused(name):
 
 @pytest.mark.parametrize("name", METRICS)
 def test_an_estimate_is_what_its_metric_says_with_influence_that_gives_its_error(name):
-    metric, estimates = METRICS[name], compute(name, **INPUTS)
+    metric = METRICS[name]
+    inputs = INPUTS | (WAYS if "places" in metric.needs else {}) | SUBJECTS
+    estimates = compute(name, **inputs)
     assert name in estimates
     for part, estimate in estimates.items():
         assert estimate.higher_is_better == metric.higher_is_better
@@ -54,7 +68,7 @@ def test_an_estimate_is_what_its_metric_says_with_influence_that_gives_its_error
         assert abs(estimate.influence.sum()) < 1e-9
         assert estimate.stderr == pytest.approx(total_error(estimate.influence, estimate.reference_influence))
         assert (estimate.reference_influence is not None) == (name in OF_SETS)
-    again = compute(name, **INPUTS)[name]
+    again = compute(name, **inputs)[name]
     assert (again.value, again.stderr, again.bias) == (
         estimates[name].value,
         estimates[name].stderr,

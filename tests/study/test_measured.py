@@ -13,20 +13,12 @@ import isocost
 from isocost import api
 from isocost.cli import main
 from isocost.errors import DataError, IsocostError, SpecError
-from isocost.sampling.timing import Whole
+from isocost.sampling.prices import Whole
 from isocost.specs import CheckpointRef, EngineSpec
 from isocost.study import measured, run
 from isocost.study.grid import Scorer
-from isocost.study.measured import (
-    Measured,
-    Target,
-    Wanted,
-    cell_seconds,
-    in_words,
-    measure_all,
-    measured_in,
-    target_of,
-)
+from isocost.study.measured import Target, measure_all, target_of
+from isocost.study.seconds import Measured, Wanted, cell_seconds, in_words, measured_in
 from isocost.study.store import Store
 
 ENGINE = EngineSpec(batch=16)  # the tiny study's

@@ -101,3 +101,14 @@ def test_the_key_of_a_score_is_the_digest_of_what_it_is_of():
     spec = ScoreSpec(metric="fd", extractor="clip@é", reference=None, n=40, split="all")
     value = {"sample_key": "ab" * 32, "score_spec": spec.canonical()}
     assert Store.score_key("ab" * 32, spec) == digest_of(value)
+
+
+def test_the_index_follows_a_score_that_is_replaced_or_gone(own_copy):
+    store = Store(own_copy)
+    before = store.index().set_index("score_key")["value"]
+    key, score = next(store.scores())
+    store.write_score(score.model_copy(update={"value": score.value + 1}), None)
+    after = store.index().set_index("score_key")["value"]
+    assert after[key] == before[key] + 1 and after.drop(key).equals(before.drop(key))
+    store.score_path(key).unlink()
+    assert set(store.index()["score_key"]) == set(before.index) - {key}

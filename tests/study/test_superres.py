@@ -13,7 +13,7 @@ from isocost.errors import SpecError, StoreError
 from isocost.scoring.lowres import LowResolution
 from isocost.scoring.paired import psnr
 from isocost.specs import DataSource, Evaluation, Grid, LrSchedule, StudySpec, TrainSettings
-from isocost.study import run
+from isocost.study import run, tables
 from isocost.study.store import Store
 from isocost.study.superres import start_folder
 from isocost.training.state import Checkpoint
@@ -79,7 +79,7 @@ def test_every_cell_is_scored_against_its_targets(store, study):
 
 
 def test_bicubic_and_autoencoder_frame_the_table(store):
-    trained, frames = run.opened(store), run.frames(store)
+    trained, frames = run.opened(store), tables.frames(store)
     assert trained.pairs is not None
     pairs = LowResolution(trained.pairs)
     keys = [trained.prompts.at(place)[0].text for place in range(12)]

@@ -18,10 +18,11 @@ from isocost.analysis.frames import DataFrame
 from isocost.analysis.words import UNITS, compact, cost_name, full_label, is_guided, number
 from isocost.errors import SpecError, did_you_mean, lookup
 from isocost.scoring.protocols import one_protocol
+from isocost.specs import DISTILLED
 
 Z95 = 1.959963984540054
 COSTS = {"paper": "paper_cost", "gflops": "gflops_per_image", "seconds": "seconds_per_image"}
-CHECKPOINT = ["member", "width", "params", "images_seen", "train_gflops"]
+CHECKPOINT = ["member", "objective", "width", "params", "images_seen", "train_gflops"]
 # What tells a plan from a plain one, and what it is there: one checkpoint, guided by the empty prompt all the way, each
 # image the only candidate. Tables made before these columns were hold plain cells only.
 PLAIN = {
@@ -96,7 +97,7 @@ def best_guidance(
     select_by = resolve_metric(table, select_by or metric)
     rows = grid_cells(filtered(with_plans(table), filters)).drop(columns="checkpoint", errors="ignore")
     rows = rows[rows["metric"].isin({metric, select_by}) & rows["split"].isin({"selection", "report"})]
-    one_protocol(rows.to_dict("records"))
+    one_protocol(rows[["metric", *{"protocol", "reference"} & set(rows.columns)]].drop_duplicates().to_dict("records"))
     rows, left_out = _finite(rows)
     rows = mean_over_seeds(rows) if average_seeds else each_seed(rows)
     on = CELL if average_seeds else [*CELL, "seed"]
@@ -107,7 +108,7 @@ def best_guidance(
     higher = {name: bool(part["higher_is_better"].iloc[0]) for name, part in rows.groupby("metric")}
     loss = cells["select_score"] * (-1.0 if higher[select_by] else 1.0)
     by = [column for column in on if column != "guidance_scale"] + (["guided"] if keep_unguided else [])
-    guided = [is_guided(cell) for cell in cells.to_dict("records")]
+    guided = [is_guided(cell) for cell in cells[["guidance_scale", "guidance_mode"]].to_dict("records")]
     ordered = cells.assign(loss=loss, guided=guided).sort_values(["loss", "guidance_scale"])
     groups = ordered.groupby(by, dropna=False, sort=False)
     best = groups.head(1).drop(columns=["loss", "guided"])
@@ -147,16 +148,18 @@ def members_by_size(table: DataFrame) -> list[str]:
 
 
 def with_plans(table: DataFrame) -> DataFrame:
-    """The table with all columns of `PLAIN`, which those made before lack, in part or whole."""
+    """The table with all columns of `PLAIN`, and `objective`, which those made before lack, in part or whole."""
+    columns = {"objective": "denoise", **PLAIN}
     return table.assign(
-        **{name: table[name].fillna(value) if name in table else value for name, value in PLAIN.items()}
+        **{name: table[name].fillna(value) if name in table else value for name, value in columns.items()}
     )
 
 
 def plain(table: DataFrame) -> DataFrame:
-    """Rows of plain plans."""
+    """Rows of plain plans. A scale that is embedded in a checkpoint is the plain way to guide that one."""
     table = with_plans(table)
-    return table[np.logical_and.reduce([table[name] == value for name, value in PLAIN.items()])]
+    ways = table.assign(guidance_mode=table["guidance_mode"].replace("embedded", PLAIN["guidance_mode"]))
+    return table[np.logical_and.reduce([ways[name] == value for name, value in PLAIN.items()])]
 
 
 def cost_column(unit: str) -> str:
@@ -264,11 +267,14 @@ def _joined_halves(rows: DataFrame, metric: str, select_by: str, on: list[str]) 
 
 
 def _checkpoints(rows: DataFrame) -> list[str]:
-    """Names of checkpoints: the member's, with images seen where it has several, and the seed where kept apart."""
-    several = rows.groupby("member")["images_seen"].transform("nunique") > 1
+    """Names of checkpoints: the member's, that it is distilled, images seen where there are several of it, and the seed
+    where kept apart."""
+    several = rows.groupby(["member", "objective"])["images_seen"].transform("nunique") > 1
     apart = rows["seeds"].map(len).eq(1) & (rows.groupby("member")["seeds"].transform("nunique") > 1)
     names = []
-    for row, many, own in zip(rows.to_dict("records"), several, apart, strict=True):
+    records = rows[["member", "objective", "images_seen", "seeds"]].to_dict("records")
+    for row, many, own in zip(records, several, apart, strict=True):
         images, seed = f"@{compact(row['images_seen'])}" if many else "", f" seed {row['seeds'][0]}" if own else ""
-        names.append(f"{row['member']}{images}{seed}")
+        distilled = " distilled" if row["objective"] in DISTILLED else ""
+        names.append(f"{row['member']}{distilled}{images}{seed}")
     return names

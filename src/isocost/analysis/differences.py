@@ -19,6 +19,7 @@ from isocost.analysis.frames import DataFrame, Series
 Influence = Callable[[str], np.ndarray | None]
 """score_key -> centred influence values [n], followed by the reference's [M] where it is a small sample, or None where
 they are not stored."""
+COMPARED = ["value", "stderr", "seed_variance", "score_keys"]  # all that a difference reads of the other cells
 Compare = Callable[[Series, DataFrame], tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
@@ -33,25 +34,27 @@ def comparer(influence: Influence | None) -> Compare:
             return None
         return np.mean(np.asarray(arrays, dtype=np.float64), axis=0)
 
-    def standard_error(cell: Series, score_keys: tuple, stderr: float, seed_variance: float) -> tuple[float, bool]:
-        a, b = of(cell["score_keys"]), of(score_keys)
-        if a is None or b is None or len(a) != len(b):
-            return float(np.hypot(cell["stderr"], stderr)), False
-        images, references = np.split(a - b, [int(cell["n"])])
-        variance = _variance_of_mean(images) + (_variance_of_mean(references) if len(references) else 0.0)
-        return float(np.sqrt(variance + cell["seed_variance"] + seed_variance)), True
-
     def compare(cell: Series, others: DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        columns = zip(others["score_keys"], others["stderr"], others["seed_variance"], strict=True)
-        errors = [standard_error(cell, *values) for values in columns]
         difference = others["value"].to_numpy(float) - float(cell["value"])
-        return difference, np.array([se for se, _ in errors]), np.array([paired for _, paired in errors], dtype=bool)
+        stderr = np.hypot(float(cell["stderr"]), others["stderr"].to_numpy(float))
+        own, arrays = of(cell["score_keys"]), [of(keys) for keys in others["score_keys"]]
+        length = -1 if own is None else len(own)
+        alike = [array if array is not None and len(array) == length else None for array in arrays]
+        paired = np.array([array is not None for array in alike], bool)
+        if own is not None and paired.any():
+            apart = own - np.stack([array for array in alike if array is not None])
+            images, references = np.split(apart, [int(cell["n"])], axis=1)
+            variance = _variance_of_mean(images) + (_variance_of_mean(references) if references.shape[1] else 0.0)
+            seeds = float(cell["seed_variance"]) + others["seed_variance"].to_numpy(float)[paired]
+            stderr[paired] = np.sqrt(variance + seeds)
+        return difference, stderr, paired
 
     return compare
 
 
-def _variance_of_mean(values: np.ndarray) -> float:
-    return float(np.var(values, ddof=1)) / len(values)
+def _variance_of_mean(values: np.ndarray) -> np.ndarray:
+    """Of the mean of each row [m, n]."""
+    return np.var(values, axis=1, ddof=1) / values.shape[1]
 
 
 def tied(winner: Series, others: DataFrame, sign: float, compare: Compare) -> tuple[tuple[int, ...], bool]:
@@ -59,7 +62,7 @@ def tied(winner: Series, others: DataFrame, sign: float, compare: Compare) -> tu
 
     A cell without an error estimate ties only where its value is as good.
     """
-    others = others.drop(index=winner.name, errors="ignore")
+    others = others[COMPARED].drop(index=winner.name, errors="ignore")
     difference, stderr, paired = compare(winner, others)
     worse = sign * difference - Z95 * np.nan_to_num(stderr) > 0
     return tuple(others.index[~worse]), bool(paired.all()) and len(others) > 0

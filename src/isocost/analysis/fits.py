@@ -183,22 +183,24 @@ def law(points: Points, name: str, x_name: str, seeds: int = 1, forms: Sequence[
             f"{name}: a law needs three members and three values of {x_name} or more; found "
             f"{len(set(points.member))} and {len(set(points.x))}."
         )
-    tried = {form: _held_out(points, form, x_name) for form in forms}
+    splits = _splits(points, x_name)
+    tried = {form: tuple(_predicted(form, *split) for split in splits) for form in forms}
     error = {form: float(np.sqrt(np.mean([part.error**2 for part in parts]))) for form, parts in tried.items()}
     best = next(form for form in forms if error[form] <= 1.05 * min(error.values()))
     return Law(name, x_name, fit(points, best), points, tried[best], error, seeds)
 
 
-def _held_out(points: Points, form: str, x_name: str) -> tuple[HeldOut, ...]:
+def _splits(points: Points, x_name: str) -> list[tuple[str, Points, Points]]:
+    """What is held out, the points that a fit sees then, and those that it does not."""
     largest = points.size == points.size.max()
     last = points.x == points.x.max()
     name = str(points.member[np.argmax(points.size)])
     parts = [(name, largest), (f"{x_name} {number(float(points.x.max()))}", last)]
-    return tuple(_predicted(points, form, what, held) for what, held in parts)
+    return [(what, points.part(~held), points.part(held)) for what, held in parts]
 
 
-def _predicted(points: Points, form: str, what: str, held: np.ndarray) -> HeldOut:
-    seen, unseen = fit(points.part(~held), form), points.part(held)
+def _predicted(form: str, what: str, known: Points, unseen: Points) -> HeldOut:
+    seen = fit(known, form)
     own = seen.excess * np.diag(unseen.covariance.matrix)
     value, low, high = seen.interval(seen.at(unseen.size, unseen.x), own)
     error = float(np.sqrt(np.mean((value - unseen.value) ** 2)))
@@ -221,7 +223,7 @@ def fit(points: Points, form: str, draws: int = DRAWS) -> Fit:
     fitted = designs[place[0]] @ found[0] / weights
     scatter = points.covariance.matrix
     excess = _excess(points, fitted, scatter, found.shape[1] + FORMS[form].exponents)
-    noise = np.random.default_rng(0).standard_normal((draws, len(x))) @ _root(excess * scatter).T
+    noise = np.sqrt(excess) * np.random.default_rng(0).standard_normal((draws, len(x))) @ points.covariance.root.T
     drawn, places = _best(designs, (fitted + noise) * weights, FORMS[form].floor)
     exponents = tried[np.r_[place, places]]
     return Fit(form, centre, np.concatenate([found, drawn]), exponents, points.covariance.dof, excess)
@@ -260,9 +262,3 @@ def _excess(points: Points, fitted: np.ndarray, covariance: np.ndarray, paramete
     if freedom < 1 or expected <= 0:
         return 1.0
     return max(1.0, float(np.sum((points.value - fitted) ** 2) / (expected * freedom / len(fitted))))
-
-
-def _root(covariance: np.ndarray) -> np.ndarray:
-    """R with R R' = covariance, of any rank."""
-    values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
-    return vectors * np.sqrt(np.clip(values, 0, None))

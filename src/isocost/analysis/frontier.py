@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from isocost.analysis.cells import Cells, affordable
-from isocost.analysis.differences import Influence, comparer, tied
+from isocost.analysis.differences import COMPARED, Influence, comparer, tied
 from isocost.analysis.frames import DataFrame
 from isocost.analysis.words import sampler_name
 
@@ -36,8 +36,8 @@ def frontier(cells: Cells, unit: str = "paper", influence: Influence | None = No
     ordered = rows.assign(loss=loss).sort_values(["cost", "loss"], kind="stable")
     cheaper_best = ordered["loss"].cummin().shift(fill_value=np.inf)
     points = ordered[ordered["loss"] < cheaper_best].drop(columns="loss")
-    compare = comparer(influence)
-    ties = [tied(point, rows[rows["cost"] <= point["cost"]], cells.sign, compare) for _, point in points.iterrows()]
+    compare, costs, others = comparer(influence), rows["cost"].to_numpy(), rows[COMPARED]
+    ties = [tied(point, others[costs <= point["cost"]], cells.sign, compare) for _, point in points.iterrows()]
     points = points.assign(ties=[found for found, _ in ties], paired=[paired for _, paired in ties])
     return Frontier(points, cells, unit)
 

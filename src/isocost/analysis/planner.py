@@ -92,18 +92,21 @@ def _plain(row: Series) -> dict[str, Any]:
     return {str(name): value.item() if isinstance(value, np.generic) else value for name, value in row.items()}
 
 
+def quality_words(cell: Mapping[str, Any], metric: str, has_error: bool) -> str:
+    """`FD[extractor] 4.51 ± 0.62 on 256 prompts`, and what else is to be known of that."""
+    half_width = (cell["high"] - cell["low"]) / 2 if has_error else None
+    quality = f"{metric_name(metric)} {with_error(cell['value'], half_width)} on {cell['n']} prompts"
+    if len(cell["seeds"]) > 1:
+        quality += f", mean of {len(cell['seeds'])} training seeds"
+    return quality if cell["valid"] else quality + " (too few images for this metric to be trusted)"
+
+
 def _sentence(
     cell: Mapping[str, Any], metric: str, budget: Budget | None, ties: tuple[dict[str, Any], ...], has_error: bool
 ) -> str:
     limit = f"For at most {cost_name(budget.limit, budget.unit)} per image" if budget else "With no limit on cost"
     if budget and budget.unit == "seconds":
         limit += f" ({cell['seconds_as']})"
-    half_width = (cell["high"] - cell["low"]) / 2 if has_error else None
-    quality = f"{metric_name(metric)} {with_error(cell['value'], half_width)} on {cell['n']} prompts"
-    if len(cell["seeds"]) > 1:
-        quality += f", mean of {len(cell['seeds'])} training seeds"
-    if not cell["valid"]:
-        quality += " (too few images for this metric to be trusted)"
     verb = "ties" if len(ties) == 1 else "tie"
     tie = f"; {listed(short_label(other) for other in ties)} {verb}" if ties else ""
-    return f"{limit} use {full_label(cell)}: {quality}{tie}."
+    return f"{limit} use {full_label(cell)}: {quality_words(cell, metric, has_error)}{tie}."

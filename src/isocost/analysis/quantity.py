@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -131,6 +131,12 @@ class Covariance:
     matrix: np.ndarray
     dof: float
     seeds: int = 1
+
+    @cached_property
+    def root(self) -> np.ndarray:
+        """R [m, m] with R R' = the matrix, of any rank."""
+        values, vectors = np.linalg.eigh((self.matrix + self.matrix.T) / 2)
+        return vectors * np.sqrt(np.clip(values, 0, None))
 
     def part(self, kept: np.ndarray) -> Covariance:
         return Covariance(self.matrix[np.ix_(kept, kept)], self.dof, self.seeds)

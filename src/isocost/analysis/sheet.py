@@ -22,8 +22,7 @@ from isocost.analysis.quantity import Quantity
 from isocost.errors import SpecError
 from isocost.scoring.protocols import one_protocol
 
-FAMILY = ["objective", *CELL]
-SETTING = [name for name in FAMILY if name != "guidance_scale"]
+SETTING = [name for name in CELL if name != "guidance_scale"]
 PRETRAINED = "denoise"
 DISTANCES = ("fd", "kid", "cmmd")  # what claims on FID can be judged by
 HALVES = ("selection", "report")
@@ -54,7 +53,7 @@ class Score:
 
 @dataclass(frozen=True, eq=False)
 class Sheet:
-    """`cells`: a row a plain cell (columns `FAMILY`, costs). `scores`: every score, by its number.
+    """`cells`: a row a plain cell (columns `CELL`, costs). `scores`: every score, by its number.
 
     `places`: (cell, metric, half) -> number of its score. `quality`: the metric that claims on FID are judged by.
     `one_half`: whether the table has no selection half, so that guidance is chosen on the images it is judged by.
@@ -81,19 +80,19 @@ class Sheet:
         if table.empty:
             raise SpecError("the table is empty: no cell has a score yet. Run the study first.")
         quality = resolve_metric(table, metric or _default_metric(table))
-        rows, one_half = _with_halves(plain(with_plans(_with_objective(table))))
+        rows, one_half = _with_halves(plain(with_plans(_with_seed(table))))
         one_protocol(
             rows[["metric", *{"protocol", "reference"} & set(rows.columns)]].drop_duplicates().to_dict("records")
         )
         finite = np.isfinite(rows["value"].astype(float))
         left_out = _left_out(rows[~finite])
         rows = rows[finite].sort_values("n", ascending=False, kind="stable")
-        rows = rows.drop_duplicates([*FAMILY, "seed", "metric", "split"])
+        rows = rows.drop_duplicates([*CELL, "seed", "metric", "split"])
         if rows.empty:
             raise SpecError("no plain cell has a finite score: claims have nothing to go by.")
-        cell = rows.groupby(FAMILY, dropna=False, sort=False).ngroup().to_numpy()
+        cell = rows.groupby(CELL, dropna=False, sort=False).ngroup().to_numpy()
         cells = rows.assign(cell=cell).drop_duplicates("cell").set_index("cell")
-        cells = cells[[*FAMILY, *COSTS.values()]]
+        cells = cells[[*CELL, *COSTS.values()]]
         scores, places, linear = _scores(rows.assign(cell=cell))
         metrics = tuple(rows["metric"].unique())
         return cls(cells, scores, places, quality, metrics, unit, one_half, tuple(left_out), linear)
@@ -222,10 +221,8 @@ def _cells_of(objective: str) -> str:
     return "cells" if objective == PRETRAINED else f"cells of objective {objective}"
 
 
-def _with_objective(table: DataFrame) -> DataFrame:
-    objective = table["objective"].fillna(PRETRAINED) if "objective" in table else PRETRAINED
-    seed = table["seed"].fillna(-1) if "seed" in table else -1
-    return table.assign(objective=objective, seed=seed)
+def _with_seed(table: DataFrame) -> DataFrame:
+    return table.assign(seed=table["seed"].fillna(-1) if "seed" in table else -1)
 
 
 def _with_halves(rows: DataFrame) -> tuple[DataFrame, bool]:
@@ -250,35 +247,45 @@ def _scores(rows: DataFrame) -> tuple[tuple[Score, ...], dict[tuple[int, str, st
     rows = rows.sort_values(["cell", "metric", "split", "seed"], kind="stable")
     number = rows.groupby(["cell", "metric", "split"], sort=False).ngroup().to_numpy()
     starts = np.flatnonzero(np.r_[True, number[1:] != number[:-1]])
-    ends = np.r_[starts[1:], len(rows)]
-    columns = {name: rows[name].to_numpy() for name in ("cell", "metric", "split", "member", "seed", "n", "score_key")}
+    ends, counts = np.r_[starts[1:], len(rows)].tolist(), np.diff(np.r_[starts, len(rows)])
     value, stderr = rows["value"].to_numpy(float), rows["stderr"].to_numpy(float)
-    linear = _without_logarithm(columns["metric"], value, stderr)
-    scale = {metric: float(np.median(np.abs(value[columns["metric"] == metric]))) or 1.0 for metric in linear}
-    higher = dict(zip(columns["metric"], rows["higher_is_better"], strict=True))
+    metrics = rows["metric"].to_numpy()
+    linear = _without_logarithm(metrics, value, stderr)
+    means = np.add.reduceat(value, starts) / counts
+    errors = np.sqrt(np.add.reduceat(stderr**2, starts) / counts).tolist()
+    least = np.minimum.reduceat(rows["n"].to_numpy(), starts).tolist()
+    losses, slopes = _losses(metrics[starts], means, rows["higher_is_better"].to_numpy(bool)[starts], {
+        metric: float(np.median(np.abs(value[metrics == metric]))) or 1.0 for metric in linear
+    })  # fmt: skip
+    columns = {name: rows[name].tolist() for name in ("cell", "metric", "split", "member", "seed", "score_key")}
+    values = value.tolist()
     scores, places = [], {}
-    for place, (start, end) in enumerate(zip(starts, ends, strict=True)):
-        metric = columns["metric"][start]
-        values = value[start:end]
-        loss, slope = _loss(values.mean(), -1.0 if higher[metric] else 1.0, scale.get(metric))
+    for place, (start, end) in enumerate(zip(starts.tolist(), ends, strict=True)):
         score = Score(
             member=str(columns["member"][start]),
             seeds=tuple(columns["seed"][start:end]),
-            values=tuple(values),
+            values=tuple(values[start:end]),
             keys=tuple(columns["score_key"][start:end]),
-            stderr=float(np.sqrt(np.mean(stderr[start:end] ** 2))),
-            n=int(columns["n"][start:end].min()),
-            loss=loss,
-            slope=slope,
+            stderr=errors[place],
+            n=int(least[place]),
+            loss=losses[place],
+            slope=slopes[place],
         )
         scores.append(score)
-        places[int(columns["cell"][start]), str(metric), str(columns["split"][start])] = place
+        places[int(columns["cell"][start]), str(columns["metric"][start]), str(columns["split"][start])] = place
     return tuple(scores), places, frozenset(linear)
 
 
-def _loss(value: float, sign: float, scale: float | None) -> tuple[float, float]:
-    """Loss of a value and its derivative."""
-    return (sign * np.log(value), sign / value) if scale is None else (sign * value / scale, sign / scale)
+def _losses(
+    metrics: np.ndarray, means: np.ndarray, higher: np.ndarray, scales: dict[str, float]
+) -> tuple[list[float], list[float]]:
+    """Loss of each mean value, and its derivative; `scales`: of the metrics that have no useful logarithm."""
+    sign = np.where(higher, -1.0, 1.0)
+    scale = np.array([scales.get(metric, np.nan) for metric in metrics])
+    with np.errstate(divide="ignore", invalid="ignore"):  # of metrics in `scales` the logarithm is not taken
+        loss = np.where(np.isnan(scale), sign * np.log(means), sign * means / scale)
+        slope = np.where(np.isnan(scale), sign / means, sign / scale)
+    return loss.tolist(), slope.tolist()
 
 
 def _without_logarithm(metric: np.ndarray, value: np.ndarray, stderr: np.ndarray) -> set[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 SAMPLERS = {
     "ddim": "DDIM",
+    "ddim_back": "DDIM and back",
     "ddpm": "DDPM",
     "dpmpp_2m": "DPM-Solver++ 2M",
     "dpmpp_2m_sde": "DPM-Solver++ 2M SDE",
@@ -80,7 +81,7 @@ def sampler_name(cell: Mapping[str, Any]) -> str:
 
 def _way_of_guiding(cell: Mapping[str, Any]) -> str:
     """`CFG++`, `guided by c8`, `guided at timesteps 200-800`; "" for plain guidance."""
-    ways = {"cfg": "guided", "cfg++": "CFG++", "autoguidance": f"guided by {cell.get('guide')}"}
+    ways = {"cfg": "guided", "embedded": "", "cfg++": "CFG++", "autoguidance": f"guided by {cell.get('guide')}"}
     mode, interval = cell.get("guidance_mode", "cfg"), cell.get("guidance_interval")
     way = ways[mode]
     return f"{way} at timesteps {interval}" if interval else way if mode != "cfg" else ""
@@ -91,8 +92,8 @@ def _choice(cell: Mapping[str, Any]) -> str:
 
 
 def is_guided(cell: Mapping[str, Any]) -> bool:
-    """Whether guidance does anything: at scale 1 only CFG++'s does."""
-    return cell["guidance_scale"] != 1 or cell.get("guidance_mode") == "cfg++"
+    """Whether guidance does anything: at scale 1 only CFG++'s does, and one that is embedded costs the same there."""
+    return cell["guidance_scale"] != 1 or cell.get("guidance_mode") in ("cfg++", "embedded")
 
 
 def guidance_name(scale: float) -> str:

@@ -80,3 +80,39 @@ def laws(store: Path, *, metric: str | None = None, json: Json = False) -> None:
         return
     for line in found.sentences:
         say(f"- {line}")
+
+
+@command("isocost serve runs/quickstart", "isocost serve results/samplers-cpu --port 8100")
+def serve(
+    store: Path,
+    *,
+    port: int = 8000,
+    metric: str | None = None,
+    device: str | None = None,
+    dtype: Literal["fp32", "bf16"] | None = None,
+    batch: int | None = None,
+) -> None:
+    """Show the planner in a browser: `isocost plan` for every budget, unit and filter, with pictures.
+
+    It reads only, and answers this machine only. `isocost plan STORE --page FILE` writes the same as one file.
+
+    Parameters
+    ----------
+    store
+        Folder of results, or what `isocost store publish` wrote of one.
+    port
+        Where it listens, on 127.0.0.1; 0: any that is free.
+    metric
+        What is judged by at first. Default: the study's own.
+    device
+        Seconds as measured there, as for `isocost plan`; so the next two.
+    dtype
+        Seconds as measured in this precision.
+    batch
+        Seconds as measured at this batch.
+    """
+    from isocost import api
+
+    choices = (("device", device), ("dtype", dtype), ("batch", batch))
+    measured = {name: value for name, value in choices if value is not None}
+    api.serve(store, port, metric, measured, lambda address: say(f"Planner: {address} (stop with Ctrl+C)"))

@@ -10,6 +10,7 @@ from cyclopts import Parameter
 
 from isocost.cli.output import print_json, records, say
 from isocost.cli.parser import Json, command
+from isocost.errors import SpecError
 
 
 @command("isocost ladder sd", "isocost ladder dit", "isocost ladder micro --json")
@@ -37,6 +38,7 @@ def ladder(name: str = "sd", *, json: Json = False) -> None:
 @command(
     'isocost sample runs/quickstart --member c32 --prompt "a large red circle in the centre on a blue background"',
     "isocost sample CHECKPOINT --prompt 'two small green stars' --steps 8 --guidance 2 --out stars.png",
+    'isocost sample runs/quickstart --cell 3fa9 --prompt "a red heart"      (exactly as that cell)',
 )
 def sample(
     checkpoint: Path,
@@ -49,6 +51,7 @@ def sample(
     spacing: Literal["leading", "linspace", "trailing"] = "trailing",
     eta: float = 0.0,
     replicate: int = 0,
+    cell: str | None = None,
     out: Path = Path("sample.png"),
     json: Json = False,
 ) -> None:
@@ -72,6 +75,8 @@ def sample(
         DDIM's eta: 0 deterministic, 1 ancestral.
     replicate
         Another number, another image of the same prompt.
+    cell
+        Of a store: draw exactly as this cell does (how its sample key begins), whatever the other settings say.
     out
         Where to write.
     """
@@ -88,12 +93,96 @@ def sample(
         eta=eta,
         replicate=replicate,
         member=member,
+        cell=cell,
     )
     written = [str(path) for path in write_images(images, out)]
     if json:
         print_json({"images": written})
     else:
         say("wrote " + ", ".join(written))
+
+
+@command(
+    'isocost interpolate runs/quickstart --member c24 --from "a large red circle in the centre on a blue background"'
+    ' --to "two small green stars at the top on a white background"',
+    "isocost interpolate CHECKPOINT --from A --to B --alphas 1,.8,.5,.2,0 --path spherical --out strip.png",
+)
+def interpolate(
+    checkpoint: Path,
+    *,
+    from_: Annotated[str, Parameter(name="--from", help="The prompt at alpha 1.")],
+    to: Annotated[str, Parameter(help="The prompt at alpha 0.")],
+    alphas: str = "1,.8,.5,.2,0",
+    path: Literal["linear", "spherical"] = "linear",
+    member: str | None = None,
+    steps: int = 20,
+    sampler: str = "ddim",
+    guidance: float = 7.5,
+    spacing: Literal["leading", "linspace", "trailing"] = "trailing",
+    eta: float = 0.0,
+    replicate: int = 0,
+    out: Path = Path("interpolated.png"),
+    json: Json = False,
+) -> None:
+    """Draw images between two prompts and write them side by side (or one a file, with {i} in --out).
+
+    The embeddings of both, all tokens, are mixed; noise is the first prompt's in all images, so that alpha 1 is what
+    `isocost sample` draws of it.
+
+    Parameters
+    ----------
+    checkpoint
+        A checkpoint's folder, a training run's, or a store (then say which --member).
+    alphas
+        Weights of the first prompt, 0 to 1, with commas between.
+    path
+        Through the embeddings: on the line between them, or on the arc.
+    member
+        Which member of a store: c8, c16, ...
+    steps
+        Sampling steps, 1 to 1000.
+    sampler
+        ddim, ddpm, dpmpp_2m, euler or heun.
+    guidance
+        Classifier-free guidance scale; 1 = none.
+    spacing
+        How timesteps are spread.
+    eta
+        DDIM's eta: 0 deterministic, 1 ancestral.
+    replicate
+        Another number, another noise.
+    out
+        Where to write.
+    """
+    from isocost import api
+    from isocost.console import write_images
+
+    images = api.interpolate(
+        checkpoint,
+        from_,
+        to,
+        alphas=_numbers(alphas),
+        path=path,
+        steps=steps,
+        sampler=sampler,
+        guidance_scale=guidance,
+        spacing=spacing,
+        eta=eta,
+        replicate=replicate,
+        member=member,
+    )
+    written = [str(path) for path in write_images(images, out)]
+    if json:
+        print_json({"images": written})
+    else:
+        say("wrote " + ", ".join(written))
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise SpecError(f"--alphas {text}: expected numbers with commas between, as in 1,.8,.5,.2,0.") from None
 
 
 @command(
@@ -185,8 +274,12 @@ def upscale(
             say(f"wrote {files['image']} and {files['page']}")
 
 
-@command("isocost export runs/quickstart exported --member c32", "isocost export CHECKPOINT exported")
-def export(checkpoint: Path, out: Path, *, member: str | None = None, json: Json = False) -> None:
+@command(
+    "isocost export runs/quickstart exported --member c32",
+    "isocost export CHECKPOINT exported",
+    "isocost export runs/dreambooth house --member c16-house --lora",
+)
+def export(checkpoint: Path, out: Path, *, member: str | None = None, lora: bool = False, json: Json = False) -> None:
     """Write a checkpoint as a diffusers folder with a model card; `StableDiffusionPipeline.from_pretrained` loads it.
 
     Parameters
@@ -197,11 +290,14 @@ def export(checkpoint: Path, out: Path, *, member: str | None = None, json: Json
         Folder to write; it must not exist, or be empty.
     member
         Which member of a store.
+    lora
+        Of a run with adapters these alone, for a pipeline of the checkpoint that it started from.
     """
     from isocost import api
 
-    folder = api.export(checkpoint, out, member=member)
+    folder = api.export(checkpoint, out, member=member, lora=lora)
+    use = "pipeline.load_lora_weights" if lora else "StableDiffusionPipeline.from_pretrained"
     if json:
         print_json({"folder": str(folder)})
     else:
-        say(f'wrote {folder}\nUse it: StableDiffusionPipeline.from_pretrained("{folder}")')
+        say(f'wrote {folder}\nUse it: {use}("{folder}")')

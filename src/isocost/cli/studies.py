@@ -226,6 +226,7 @@ def status(store: Path, *, json: Json = False) -> None:
     "isocost plan runs/quickstart --budget 3",
     "isocost plan runs/quickstart --budget 0.5 --unit gflops --sampler ddim",
     "isocost plan runs/quickstart --budget 0.01 --unit seconds --json",
+    "isocost plan runs/quickstart --page planner.html      (to choose in a browser)",
 )
 def plan(
     store: Path,
@@ -238,6 +239,7 @@ def plan(
     device: str | None = None,
     dtype: Literal["fp32", "bf16"] | None = None,
     batch: int | None = None,
+    page: Path | None = None,
     json: Json = False,
 ) -> None:
     """Answer: which model, sampler, steps and guidance to use for a budget per image.
@@ -264,10 +266,18 @@ def plan(
         Seconds as measured in this precision.
     batch
         Seconds as measured at this batch.
+    page
+        Write the planner there, one HTML file: every budget, unit and filter, with pictures of the frontier.
     """
     filters = {name: value for name, value in (("member", member), ("sampler", sampler)) if value is not None}
     choices = (("device", device), ("dtype", dtype), ("batch", batch))
     measured = {name: value for name, value in choices if value is not None}
+    if page is not None:
+        from isocost import api
+
+        written = api.planner(store, page, budget, unit, metric, filters, measured)
+        outcome({"page": str(written)}, json)
+        return
     answer(store, budget, unit, metric, json, {}, filters, measured)
 
 

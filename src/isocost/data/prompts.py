@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from isocost.data import scenes
 from isocost.data.images import open_images
 from isocost.errors import DataError, SpecError, did_you_mean
-from isocost.specs import DataSource, PromptSet, SceneOptions, Split, digest_of
+from isocost.specs import Between, DataSource, PromptSet, SceneOptions, Split, digest_of
 
 # Held-out scenes are drawn from their own seeds, far from any seed that a study would train on.
 VALIDATION_SEED = 1_000_003
@@ -18,13 +19,49 @@ REFERENCE_SEED = 1_000_033
 SHIPPED_LISTS = Path(__file__).parents[1] / "assets" / "prompts"
 
 
+class Blend(NamedTuple):
+    """What lies between two prompts, by their texts. `weight`: of the first. `path`: as in `Between`."""
+
+    first: str
+    second: str
+    weight: float
+    path: str
+
+
+Drawn = str | Blend
+"""What an image is drawn of: a prompt's text, or what lies between two."""
+
+
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt. `attributes` are what a scene's image must show (empty where nothing is known)."""
+    """One prompt. `attributes` are what a scene's image must show (empty where nothing is known).
+
+    way: where it lies between two others, with a `text` for people.
+    """
 
     id: str
     text: str
     attributes: dict[str, str | int]
+    way: OnTheWay | None = None
+
+    @property
+    def drawn(self) -> Drawn:
+        return self.text if self.way is None else self.way.blend
+
+
+@dataclass(frozen=True)
+class OnTheWay:
+    """A place between two prompts: on way `number`, where `first` has this `weight`."""
+
+    number: int
+    first: Prompt
+    second: Prompt
+    weight: float
+    path: str
+
+    @property
+    def blend(self) -> Blend:
+        return Blend(self.first.text, self.second.text, self.weight, self.path)
 
 
 @dataclass(frozen=True)
@@ -92,6 +129,32 @@ def listed(name: str, texts: Sequence[str]) -> PromptList:
     if not texts:
         raise SpecError(f"prompt list '{name}' is empty: give one prompt a line.")
     return PromptList(PromptSet(name=name, digest_of_prompts=digest_of(list(texts))), tuple(texts))
+
+
+@dataclass(frozen=True)
+class Ways(PromptList):
+    """Places on the ways between the prompts of another list, two by two.
+
+    A prompt's id, and so its noise, is that of the way's first end: at weight 1 it is that prompt, to the bit. Places
+    of two ways alternate, so that a whole way is in one half.
+    """
+
+    ends: PromptList | None = None
+    between: Between = field(default_factory=Between)
+
+    def at(self, place: int) -> tuple[Prompt, int]:
+        assert self.ends is not None
+        both, rest = divmod(self.whole_place(place), 2 * len(self.between.alphas))
+        number, weight = 2 * both + rest % 2, self.between.alphas[rest // 2]
+        (first, replicate), (second, _) = self.ends.at(2 * number), self.ends.at(2 * number + 1)
+        text = f"{weight:g} x {first.text} + {1 - weight:g} x {second.text}"
+        return Prompt(first.id, text, {}, OnTheWay(number, first, second, weight, self.between.path)), replicate
+
+
+def ways(ends: PromptList, between: Between) -> Ways:
+    """The ways from the first prompt of a list to the second, from the third to the fourth, and so on."""
+    identity = digest_of([ends.promptset.canonical(), between.canonical()])
+    return Ways(PromptSet(name=f"{ends.promptset.name}-ways", digest_of_prompts=identity), None, None, ends, between)
 
 
 def prompt_list(name: str, source: DataSource) -> PromptList:

@@ -10,8 +10,9 @@ A noise level is one for all rows, or one for each; coefficients are float64 and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple, Protocol, get_args, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
 
 PREDICTIONS: tuple[str, ...] = get_args(Prediction)
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(x [N, C, H, W], timesteps int64 [N], context [N, L, D]) -> prediction [N, C, H, W]."""
+"""(x [N, C, H, W], timesteps int64 [N], context [N, L, D]) -> prediction [N, C, H, W].
+
+One that embeds guidance takes scales [N] as a fourth.
+"""
 Predict = Callable[[Tensor, int], Tensor]
 """(x [B, C, H, W], timestep) -> prediction [R * B, C, H, W], for R contexts an image that were bound before."""
 
@@ -163,6 +167,33 @@ def bound(network: Network | BindingNetwork, context: Tensor, rows_per_image: in
     return predict
 
 
+class GuidanceEmbedded:
+    """A network that takes a guidance scale beside the timestep, bound for a trajectory as contexts are.
+
+    network: takes it as the fourth argument of a call, or of `bind` the third.
+    """
+
+    def __init__(self, network: Any, scale: float) -> None:
+        self.network, self.scale = network, scale
+
+    def bind(self, context: Tensor, rows_per_image: int) -> Predict:
+        if isinstance(self.network, BindingNetwork):
+            return self.network.bind(context, rows_per_image, self.scale)  # pyright: ignore[reportCallIssue]
+        scales = torch.full((context.shape[0],), self.scale, device=context.device)
+        return bound(lambda x, t, c: self.network(x, t, c, scales), context, rows_per_image)
+
+
+def guidance_embedding(scales: Tensor, dim: int) -> Tensor:
+    """Guidance scales [N] as [N, dim]: sines and cosines of 1000 (scale - 1), as Latent Consistency Models have them.
+
+    It is `get_guidance_scale_embedding` of diffusers' pipelines, whose w is scale - 1 (arXiv 2310.04378, appendix F).
+    """
+    half = dim // 2
+    frequencies = torch.exp(torch.arange(half, device=scales.device) * (-math.log(10_000) / (half - 1)))
+    angles = 1000 * (scales.float() - 1)[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
 class Conditioned:
     """A network that is given a condition [B, C', H, W] beside x, bound for a trajectory as contexts are.
 
@@ -180,10 +211,16 @@ class Conditioned:
 def from_unet(unet: UNet2DConditionModel) -> Network:
     """A diffusers conditional module as a `Network`; x and context are cast to the module's dtype."""
 
-    def network(x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
-        return unet(x.to(unet.dtype), timesteps, context.to(unet.dtype), return_dict=False)[0]
+    def network(x: Tensor, timesteps: Tensor, context: Tensor, scales: Tensor | None = None) -> Tensor:
+        more = {} if scales is None else {"timestep_cond": embedded_in(unet, scales)}
+        return unet(x.to(unet.dtype), timesteps, context.to(unet.dtype), return_dict=False, **more)[0]
 
     return network
+
+
+def embedded_in(unet: Any, scales: Tensor) -> Tensor:
+    """What a UNet that embeds guidance is given of scales [N], in its dtype."""
+    return guidance_embedding(scales, unet.config["time_cond_proj_dim"]).to(unet.dtype)
 
 
 def _check_prediction(prediction: str) -> None:

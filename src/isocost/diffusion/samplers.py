@@ -112,6 +112,22 @@ def lcm(D: Denoise, x: Tensor, pairs: Pairs, schedule: NoiseSchedule, step_noise
         yield (x := x0 if s == END else _with_noise(then.alpha * x0, then.sigma, step_noise, k))
 
 
+def ddim_back(D: Denoise, x: Tensor, pairs: Pairs, schedule: NoiseSchedule, step_noise: StepNoise) -> Iterator[Tensor]:
+    """The stochastic sampler of guided distillation (arXiv 2210.03142, section 3.2): a DDIM step of twice the length,
+    then noise takes it half-way back; the last step is a single one.
+
+    For a student of N steps that learned to start between them, 2N steps here.
+    """
+    for k, (t, s) in enumerate(pairs):
+        now, back = level(schedule, t), level(schedule, s)
+        beyond = back if s == END else level(schedule, pairs[k + 1][1])
+        x0 = D(x, t)
+        x = beyond.alpha * x0 + beyond.sigma * _epsilon(x, x0, now)
+        if s != END:
+            x = _with_noise(back.alpha / beyond.alpha * x, math.sqrt(_added_variance(back, beyond)), step_noise, k)
+        yield x
+
+
 def euler(D: Denoise, x: Tensor, pairs: Pairs, schedule: NoiseSchedule) -> Iterator[Tensor]:
     """Euler's method on the probability-flow ODE d(x/alpha) / d(sigma/alpha) = eps (arXiv 2206.00364, k-diffusion).
 
@@ -231,6 +247,7 @@ class Sampler(NamedTuple):
 
 SAMPLERS: dict[str, Sampler] = {
     "ddim": Sampler(ddim, ("eta", "step_noise"), stochastic=lambda eta: eta > 0, ddim_steps=lambda eta: eta == 0),
+    "ddim_back": Sampler(ddim_back, ("step_noise",), stochastic=lambda eta: True),
     "ddpm": Sampler(ddpm, ("variance", "step_noise"), stochastic=lambda eta: True),
     "dpmpp_2m": Sampler(dpmpp_2m),
     "dpmpp_2m_sde": Sampler(dpmpp_2m_sde, ("step_noise",), stochastic=lambda eta: True),

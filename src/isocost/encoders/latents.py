@@ -63,6 +63,7 @@ def data_spec(header: dict[str, Any]) -> DataSpec:
         autoencoder=header["autoencoder"],
         text_encoder=header["text_encoder"],
         degradation=header.get("degradation"),
+        instances=header.get("instances"),
     )
 
 

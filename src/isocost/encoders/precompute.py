@@ -152,6 +152,7 @@ def described(
         "sources": images.sources,
         "filters": images.report,
         "degradation": source.degradation,
+        "instances": source.instances,
     }
 
 

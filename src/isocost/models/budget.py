@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from isocost.errors import SpecError
-from isocost.models.cost import parameters, training_flops
+from isocost.models.cost import objective_flops, parameters
 from isocost.models.memory import ALONE, Memory, Spread, training_memory
 from isocost.specs import ModelSpec, TrainSettings
 
@@ -68,7 +68,7 @@ def training_cost(
         accumulate=settings.accumulation > 1,
         optimizer=settings.optimizer.kind,
     )
-    an_image = training_flops(model, latent_size, context_length)
+    an_image = objective_flops(model, settings, latent_size, context_length)
     flops = an_image * settings.images
     gpu_hours = flops / (hardware.mfu * hardware.peak_tflops * 1e12) / 3600
     ema_bytes = 4 * parameters(model)

@@ -107,17 +107,21 @@ def is_hidden_matrix(name: str, weight: torch.Tensor) -> bool:
 
 # What the latent goes into: the weight's second dimension is the latent's channels.
 INWARD = ("conv_in.weight", "pos_embed.proj.weight")
+# By what a UNet weights the embedding of a guidance scale.
+GUIDANCE = "time_embedding.cond_proj.weight"
 
 
 def widened(weights: Mapping[str, torch.Tensor], spec: ModelSpec) -> dict[str, torch.Tensor]:
-    """Weights of a member for the same member with more `in_channels`: what the new ones are weighted by is 0.
+    """Weights of a member for the same member with more `in_channels`, or that embeds guidance: new weights are 0.
 
     So before the first step of training the widened network does what the narrow one did, to the bit, whatever it is
-    given beside the noise.
+    given beside the noise and the timestep.
     """
     import torch
 
     found = dict(weights)
+    if spec.guidance_dim and GUIDANCE not in found:
+        found[GUIDANCE] = torch.zeros(spec.width, spec.guidance_dim)
     for name in INWARD:
         if name in found and (more := spec.in_channels - found[name].shape[1]) > 0:
             narrow = found[name]
@@ -140,6 +144,7 @@ def _unet(
         layers_per_block=layers,
         norm_num_groups=groups,
         cross_attention_dim=spec.context_dim,
+        time_cond_proj_dim=spec.guidance_dim,
         attention_head_dim=spec.num_heads,  # diffusers' name is wrong: it is the number of heads (its issue 6873)
     )
 
@@ -147,6 +152,8 @@ def _unet(
 def _dit(spec: ModelSpec, depth: int, latent_size: int) -> DiT:
     from isocost.models.dit import DiT
 
+    if spec.guidance_dim:
+        raise SpecError(f"family '{spec.family}' embeds no guidance: leave guidance_dim out, or distil a UNet.")
     return DiT(spec, depth, latent_size)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, cast
 
 from isocost.errors import SpecError, did_you_mean
 from isocost.models.build import build
-from isocost.specs import ModelSpec
+from isocost.specs import ModelSpec, TrainSettings
 
 if TYPE_CHECKING:
     import torch
@@ -51,6 +51,15 @@ def training_flops(spec: ModelSpec, latent_size: int, context_length: int) -> in
     return count_flops(
         lambda: unet(*meta_inputs(spec, latent_size, context_length, batch=1)).sample.sum().backward(), True
     )
+
+
+def objective_flops(
+    spec: ModelSpec, settings: TrainSettings, latent_size: int, context_length: int, teacher_embeds: bool = False
+) -> int:
+    """`training_flops` of an objective: with what a student's teacher, and its own average, evaluate for each image."""
+    size = (latent_size, context_length)
+    others = settings.other_evaluations(teacher_embeds)
+    return training_flops(spec, *size) + (others * forward_flops(spec, *size) if others else 0)
 
 
 def norm_cost(spec: ModelSpec, reference: ModelSpec, latent_size: int, context_length: int) -> float:

@@ -7,8 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 from isocost.errors import SpecError, did_you_mean, lookup
+from isocost.recipes.distillation import distill, distill_4, distill_8, distill_16, distill_codi, distill_guided
+from isocost.recipes.dreambooth import dreambooth, dreambooth_photos
 from isocost.recipes.emoji import emoji
 from isocost.recipes.families import dit, flow
+from isocost.recipes.interpolation import interpolation
 from isocost.recipes.paper import paper
 from isocost.recipes.scenes import quickstart, samplers, scenes
 from isocost.recipes.superres import sr, sr_base
@@ -21,8 +24,17 @@ RECIPES: dict[str, Callable[..., StudySpec]] = {
     "dit": dit,
     "flow": flow,
     "emoji": emoji,
+    "interpolation": interpolation,
+    "dreambooth": dreambooth,
+    "dreambooth-photos": dreambooth_photos,
     "sr-base": sr_base,
     "sr": sr,
+    "distill": distill,
+    "distill-codi": distill_codi,
+    "distill-guided": distill_guided,
+    "distill-16": distill_16,
+    "distill-8": distill_8,
+    "distill-4": distill_4,
     "paper": paper,
 }
 

@@ -11,22 +11,30 @@ import numpy as np
 import pandas as pd
 
 from isocost.analysis.cells import PLAIN, Cells, best_guidance, members_by_size
+from isocost.analysis.distillation import STEPS, students, undistilled
 from isocost.analysis.words import full_label, guidance_name, number, sampler_name, steps_name
 from isocost.data.pairs import enlarged
 from isocost.environment import environment
-from isocost.models.cost import training_flops
+from isocost.reporting.distillation import distillation
+from isocost.reporting.downstream import downstream
+from isocost.reporting.dreambooth import write_dreambooth
 from isocost.reporting.figures import attribute_name
+from isocost.reporting.interpolation import interpolation, ways_by_size
 from isocost.reporting.page import report
 from isocost.reporting.paper import matplotlib_figure, paper_figures, save
+from isocost.reporting.section import Section
 from isocost.reporting.strips import Strip
 from isocost.reporting.superres import superres
+from isocost.reporting.verdicts import verdicts
 from isocost.runlog import read_log
 from isocost.scoring.lowres import LowResolution
-from isocost.study import run
+from isocost.specs import DISTILLED
+from isocost.study import run, tables
 from isocost.study.adaptive import in_words
 from isocost.study.grid import Cell, columns
 from isocost.study.run import Trained
 from isocost.study.store import Store
+from isocost.training.lineage import gflops_an_image
 from isocost.training.state import Checkpoint
 
 PROMPTS_SHOWN = 8
@@ -38,15 +46,26 @@ def write(store: Store, folder: Path, metric: str | None = None) -> Path:
     Raises:
         StoreError: no study there, members not trained, or nothing scored.
     """
+    if store.study().dreambooth is not None:
+        return write_dreambooth(store, folder, metric)
     trained = run.opened(store)
-    table = run.table(store)
-    select_by = run.metric_label(store, trained.study.evaluation.select_by)
-    metric = run.metric_label(store, metric) if metric else select_by
+    table = tables.table(store)
+    select_by = tables.metric_label(store, trained.study.evaluation.select_by)
+    metric = tables.metric_label(store, metric) if metric else select_by
     cells = best_guidance(table, metric, select_by)
     strips = study_strips(trained, cells) if trained.pairs is None else crops_by_size(trained, cells)
+    sections = [interpolation(table)] if trained.study.evaluation.between else []
+    strips = ways_by_size(trained, store) if sections else strips
+    if cells.plain["objective"].isin(DISTILLED).any():
+        sections.append(distillation(table, cells, store.influence))
+        strips |= distilled_strips(trained, cells)
+    sections += since_start(trained, cells)
+    for section in sections:
+        for name, plot in section.plots.items():
+            save(matplotlib_figure(plot), folder / "figures", name)
     baselines = read_baselines(store)
     paper_figures(table, cells, folder / "figures", baselines, strips)
-    upscaled = superres(table, run.frames(store)) if trained.pairs is not None else None
+    upscaled = superres(table, tables.frames(store)) if trained.pairs is not None else None
     for name, plot in (upscaled.plots if upscaled else {}).items():
         save(matplotlib_figure(plot), folder / "figures", name)
     return report(
@@ -62,19 +81,33 @@ def write(store: Store, folder: Path, metric: str | None = None) -> Path:
         losses=training_losses(trained),
         search=in_words(found) if (found := store.search()) else None,
         superres=upscaled,
+        sections=[*sections, *verdicts(table, store.influence, select_by)],
     )
+
+
+def since_start(trained: Trained, cells: Cells) -> list[Section]:
+    """Members beside what they started from, where that study's scores are still where they were."""
+    base = trained.study.start_from
+    if base is None or not (Path(base) / "index.parquet").is_file():
+        return []
+    store = Store(base)
+    before = best_guidance(tables.table(store), tables.metric_label(store, store.study().evaluation.select_by))
+    section = downstream(before, cells)
+    return [section] if section else []
 
 
 def training_losses(trained: Trained) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Member -> (training GFLOPs so far, loss) of every step of its log; of each seed, where there are several."""
     finals = {
-        checkpoint.folder.parents[1]: checkpoint for checkpoint in trained.checkpoints if checkpoint.seed is not None
+        checkpoint.folder.parents[1]: checkpoint
+        for checkpoint in trained.checkpoints
+        if checkpoint.seed is not None and not checkpoint.undistilled
     }
     several = len({checkpoint.seed for checkpoint in finals.values()}) > 1
     found = {}
     for folder, checkpoint in finals.items():
         spec, lines = Checkpoint.load(checkpoint.folder).spec, read_log(folder)
-        gflops = training_flops(spec.model, spec.data.latent_shape[1], spec.data.context_shape[0]) / 1e9
+        gflops = gflops_an_image(spec)
         name = f"{checkpoint.name}, seed {checkpoint.seed}" if several else checkpoint.name
         seen, loss = (np.array([line[key] for line in lines], float) for key in ("images_seen", "loss"))
         found[name] = gflops * seen, loss
@@ -129,6 +162,30 @@ def crops_by_size(trained: Trained, cells: Cells) -> dict[str, tuple[str, Strip]
     return strips
 
 
+def distilled_strips(trained: Trained, cells: Cells) -> dict[str, tuple[str, Strip]]:
+    """Each size distilled beside undistilled, at about equal cost (as Fig. 20) and at equal steps."""
+    if trained.pairs is not None:
+        return {}
+    shown, after, before = Pictures(trained), students(cells), undistilled(cells)
+    strips = {}
+    for name, what in (("cost", "gflops_per_image"), ("steps", "steps")):
+        rows = []
+        for member in members_by_size(after):
+            student = nearest(after[after["member"] == member], "steps", STEPS)
+            rows += [nearest(before[before["member"] == member], what, student[what]), student]
+        labels = [f"{full_label(row)}, {number(row['gflops_per_image'])} GFLOPs" for row in rows]
+        picked = [shown.by_key[row["sample_key"]] for row in rows]
+        strip = shown.rows(picked, labels, "Undistilled over distilled, size by size; same prompts and starting noise.")
+        strips[f"distilled-equal-{name}"] = (f"Distilled beside undistilled at about equal {name} (as Fig. 20)", strip)
+    return strips
+
+
+def nearest(rows: pd.DataFrame, column: str, value: float) -> dict[str, Any]:
+    """The row whose value in a column is the nearest by ratio."""
+    away: Any = rows[column].astype(float) / value
+    return rows.loc[np.log(away).abs().idxmin()].to_dict()
+
+
 class Pictures:
     """Images of a study's cells under its strip prompts, and the captions over their columns."""
 
@@ -172,14 +229,20 @@ def by_guidance(shown: Pictures, member: str, sampler: str) -> Strip:
     cells = [
         cell
         for cell in shown.trained.cells
-        if not cell.curve and (columns(cell) | PLAIN | {"member": member, "sampler": sampler}) == columns(cell)
+        if not cell.curve and _as_plain(cell) | PLAIN | {"member": member, "sampler": sampler} == _as_plain(cell)
     ]
     steps = max(cell.plan.steps for cell in cells)
     chosen = sorted((c for c in cells if c.plan.steps == steps), key=lambda cell: cell.plan.guidance.scale)
-    one_seed = [cell for cell in chosen if cell.seed == chosen[0].seed]
-    labels = [guidance_name(cell.plan.guidance.scale) for cell in one_seed]
-    what = f"{member} with {sampler_name(columns(one_seed[0]))}, {steps_name(steps)}"
-    return shown.rows(one_seed, labels, f"{what}; same prompts and noise in every row.")
+    of_one = [cell for cell in chosen if cell.checkpoints == chosen[0].checkpoints]
+    labels = [guidance_name(cell.plan.guidance.scale) for cell in of_one]
+    what = f"{member} with {sampler_name(columns(of_one[0]))}, {steps_name(steps)}"
+    return shown.rows(of_one, labels, f"{what}; same prompts and noise in every row.")
+
+
+def _as_plain(cell: Cell) -> dict[str, Any]:
+    """A cell's columns; a scale that its checkpoint embeds is plain guidance, as in `plain`."""
+    row = columns(cell)
+    return row | {"guidance_mode": PLAIN["guidance_mode"]} if row["guidance_mode"] == "embedded" else row
 
 
 def equal_cost(shown: Pictures, rows: pd.DataFrame, largest_member: str) -> Strip | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from isocost.reporting import figures
 from isocost.reporting.figures import known_units
 from isocost.reporting.interactive import plotly_json
 from isocost.reporting.plots import Bars, Plot
+from isocost.reporting.section import Section
 from isocost.reporting.strips import Strip, data_uri
 from isocost.reporting.superres import Superres
 from isocost.specs import Budget, Spec
@@ -105,6 +106,7 @@ def report(
     losses: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None,
     search: str | None = None,
     superres: Superres | None = None,
+    sections: Sequence[Section] = (),
 ) -> Path:
     """Write `folder`/report.html and return its path.
 
@@ -112,8 +114,8 @@ def report(
     `select_by`: the table's own name of the metric that chooses guidance, where the study's could be several.
     `metric` (default: that one) judges cells; `budget` sets the answer on top (default: no limit).
     `strips`: title -> images. `accuracy_baselines`: attribute -> {"chance", "ceiling"}. `digests`: further identities
-    to show by name. `losses`: as `figures.loss_by_compute` takes them. Raises `SpecError` on a table with nothing to
-    report.
+    to show by name. `losses`: as `figures.loss_by_compute` takes them. `sections`: what only some studies have. Raises
+    `SpecError` on a table with nothing to report.
     """
     fields = study.model_dump(mode="json") if isinstance(study, Spec) else dict(study)
     select_by = select_by or str((fields.get("evaluation") or {}).get("select_by", "fd"))
@@ -128,8 +130,10 @@ def report(
         plots["loss"] = loss
     if superres:
         plots |= superres.plots
+    for section in sections:
+        plots |= section.plots
     page = (
-        _environment()
+        templates()
         .get_template("report.html.j2")
         .render(
             name=fields.get("name", "study"),
@@ -142,6 +146,7 @@ def report(
             views=[_shown(view) for view in views],
             accuracy=_accuracy_table(accuracy) if accuracy else None,
             superres=superres,
+            sections=sections,
             plots={key: {"title": plot.title} for key, plot in plots.items()},
             guidance_curves=[key for key in plots if key.startswith("steps-")],
             guidance_maps=[key for key in plots if key.startswith("map-")],
@@ -151,8 +156,8 @@ def report(
             environment={str(key): _inline(value) for key, value in (environment or {}).items()},
             notes=[*([search] if search else []), *notes(table, best, views[0].front)],
             left_out=list(dict.fromkeys(best.left_out)),
-            plotly=_plotly_source(),
-            figures=_script_json({key: plotly_json(plot) for key, plot in plots.items()}),
+            plotly=plotly_source(),
+            figures=script_json({key: plotly_json(plot) for key, plot in plots.items()}),
         )
     )
     path = Path(folder) / "report.html"
@@ -286,16 +291,15 @@ def _shown(view: UnitView) -> dict[str, Any]:
         "unit": view.unit,
         "name": UNIT_NAMES[view.unit],
         "heading": UNITS[view.unit],
-        "note": _unit_note(view),
+        "note": unit_note(view.front.cells, view.unit),
         "rows": view.rows,
         "crossovers": [found.sentence for found in view.crossovers],
     }
 
 
-def _unit_note(view: UnitView) -> str:
-    if view.unit == "seconds":
-        return f"Wall time, {view.front.cells.rows['seconds_as'].iloc[0]}."
-    return UNIT_NOTES[view.unit]
+def unit_note(cells: Cells, unit: str) -> str:
+    """What a cost unit counts, in a sentence."""
+    return f"Wall time, {cells.rows['seconds_as'].iloc[0]}." if unit == "seconds" else UNIT_NOTES[unit]
 
 
 def _accuracy_table(bars: Bars) -> dict[str, Any]:
@@ -351,20 +355,21 @@ def _inline(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _script_json(value: Any) -> str:
+def script_json(value: Any) -> str:
     """JSON that can stand inside a <script> element: no `<` that could close it, no NaN."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
-def _plotly_source() -> str:
+def plotly_source() -> str:
     """plotly.js, inlined so that the page works offline."""
     from plotly.offline import get_plotlyjs
 
     return get_plotlyjs().replace("</script", "<\\/script")
 
 
-def _environment() -> Any:
+def templates() -> Any:
+    """jinja2's environment of the package's templates, which escapes all that is put into them."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     loader = FileSystemLoader(Path(__file__).parent / "templates")

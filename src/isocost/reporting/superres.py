@@ -34,7 +34,7 @@ class Superres:
 
 
 def superres(table: DataFrame, frames: DataFrame) -> Superres:
-    """From a study's table, and the scores of floor and ceiling (`isocost.study.run.frames`)."""
+    """From a study's table, and the scores of floor and ceiling (`isocost.study.tables.frames`)."""
     cells = table[(table["split"] == "all") & (table["objective"] == "superres")]
     framed = frames[frames["split"] == "all"]
     metrics = list(dict.fromkeys(cells["metric"]))

@@ -15,7 +15,9 @@ class Traits:
     """What decides which plans a checkpoint can serve, and which others it can share a trajectory with.
 
     autoencoder, text_encoder: content digests. caption_dropout: None where unknown (other people's checkpoints).
-    takes_image: whether a low-resolution image's latent lies beside the noise.
+    takes_image: whether a low-resolution image's latent lies beside the noise. objective: what it was trained by.
+    embeds_guidance: whether it takes the guidance scale as an input. rounds_to: the steps that guided distillation has
+    left it; None: any. between: whether it also starts between those.
     """
 
     schedule: NoiseSchedule
@@ -25,6 +27,10 @@ class Traits:
     text_encoder: str
     caption_dropout: float | None
     takes_image: bool = False
+    objective: str = "denoise"
+    embeds_guidance: bool = False
+    rounds_to: int | None = None
+    between: bool = False
 
     @classmethod
     def of(cls, spec: TrainSpec) -> Traits:
@@ -38,6 +44,10 @@ class Traits:
             text_encoder=data.text_encoder,
             caption_dropout=spec.caption_dropout,
             takes_image=spec.model.takes_image,
+            objective=spec.objective,
+            embeds_guidance=spec.model.guidance_dim is not None,
+            rounds_to=spec.guided.steps if spec.guided else None,
+            between=spec.guided.stochastic if spec.guided else False,
         )
 
 
@@ -47,6 +57,7 @@ SHARED = {
     "autoencoder": "latents of another autoencoder",
     "text_encoder": "another text encoder",
     "takes_image": "one takes a low-resolution image, the other does not",
+    "embeds_guidance": "one takes the guidance scale as an input, the other does not",
 }
 
 
@@ -74,8 +85,31 @@ def check_checkpoints(plan: SamplingPlan, known: Mapping[str, Traits]) -> None:
                     f"checkpoints {digests[0][:12]} and {digest[:12]} cannot share a trajectory: {difference} "
                     f"({_shown(getattr(first, field))} and {_shown(getattr(traits, field))})."
                 )
-    for checkpoint in serving(plan).values():
-        require_empty_prompt(plan, known[checkpoint.content_digest].caption_dropout)
+    for checkpoint in dict.fromkeys(serving(plan).values()):
+        traits = known[checkpoint.content_digest]
+        _require_its_guidance(plan, traits)
+        require_empty_prompt(plan, traits.caption_dropout)
+        _require_its_steps(plan, traits)
+
+
+def _require_its_guidance(plan: SamplingPlan, traits: Traits) -> None:
+    if traits.embeds_guidance != (plan.guidance.mode == "embedded"):
+        has = "takes the guidance scale as an input" if traits.embeds_guidance else "does not embed guidance"
+        wanted = "embedded" if traits.embeds_guidance else "cfg"
+        raise SpecError(f"this checkpoint {has}: use guidance mode '{wanted}', not '{plan.guidance.mode}'.")
+
+
+def _require_its_steps(plan: SamplingPlan, traits: Traits) -> None:
+    """A round of guided distillation teaches jumps between the timesteps of one number of steps, and no others."""
+    if traits.rounds_to is None:
+        return
+    taught = [("ddim", traits.rounds_to), *([("ddim_back", 2 * traits.rounds_to)] if traits.between else [])]
+    if (plan.sampler, plan.steps) not in taught or plan.spacing != "trailing" or plan.eta:
+        ways = " or ".join(f"{sampler} at {steps}" for sampler, steps in taught)
+        raise SpecError(
+            f"this checkpoint was distilled to {traits.rounds_to} steps: use {ways} steps, spacing 'trailing' and eta "
+            f"0, not {plan.sampler} at {plan.steps}, spacing '{plan.spacing}' and eta {plan.eta:g}."
+        )
 
 
 def require_empty_prompt(plan: SamplingPlan, caption_dropout: float | None) -> None:

@@ -11,7 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from isocost.diffusion.denoiser import BindingNetwork, Conditioned, Denoiser, Network, Predict, from_unet
+from isocost.diffusion.denoiser import (
+    BindingNetwork,
+    Conditioned,
+    Denoiser,
+    GuidanceEmbedded,
+    Network,
+    Predict,
+    from_unet,
+)
 from isocost.diffusion.noise import Stream, batch_noise
 from isocost.diffusion.plans import evaluations_of, guided, pairs_of
 from isocost.diffusion.samplers import sample
@@ -55,8 +63,8 @@ def prepare(unet: nn.Module, engine: EngineSpec) -> Network | BindingNetwork:
         nn.Module.to(unet, dtype)  # diffusers' own `to` warns of parts to be kept in fp32, even where there are none
     run = from_unet(_compiled(unet) if engine.compiled else unet)  # pyright: ignore[reportArgumentType]
 
-    def network(x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
-        return run(x.to(dtype), timestep, context.to(dtype)).float()
+    def network(x: Tensor, timestep: Tensor, context: Tensor, *scales: Tensor) -> Tensor:
+        return run(x.to(dtype), timestep, context.to(dtype), *scales).float()
 
     return network
 
@@ -90,16 +98,16 @@ class LeanNetwork:
             self.unet.float()
         self.dtype = next(self.unet.parameters()).dtype
         self.forward = _compiled(self.unet) if engine.compiled else self.unet
-        self.shifts: dict[int, list[Tensor]] = {}
+        self.shifts: dict[tuple[int, float | None], list[Tensor]] = {}
         self.sizes: set[torch.Size] = set()
 
-    def bind(self, context: Tensor, rows_per_image: int) -> Predict:
+    def bind(self, context: Tensor, rows_per_image: int, scale: float | None = None) -> Predict:
         keys_values = self.unet.keys_values(context.to(self.dtype))
 
         def predict(x: Tensor, t: int) -> Tensor:
-            if t not in self.shifts:
-                self.shifts[t] = self.unet.shifts(t)
-            inputs = x.to(self.dtype).repeat(rows_per_image, 1, 1, 1), keys_values, self.shifts[t]
+            if (t, scale) not in self.shifts:
+                self.shifts[t, scale] = self.unet.shifts(t, scale)
+            inputs = x.to(self.dtype).repeat(rows_per_image, 1, 1, 1), keys_values, self.shifts[t, scale]
             if self.forward is not self.unet and x.shape[2:] not in self.sizes:
                 self.unet(*inputs)  # makes the matrices of small convolutions, which a compiled forward takes as given
                 self.sizes.add(x.shape[2:])
@@ -157,6 +165,8 @@ def sample_latents(
 
     def network(checkpoint: CheckpointRef) -> Network | BindingNetwork:
         found = network_of(networks, checkpoint)
+        if plan.guidance.mode == "embedded":
+            found = GuidanceEmbedded(found, plan.guidance.scale)
         return found if beside is None else Conditioned(found, beside)
 
     denoisers = {

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from isocost.data.prompts import Drawn
 from isocost.encoders.autoencoder import Autoencoder
 from isocost.encoders.text import TextEncoder
 from isocost.errors import SpecError
 from isocost.sampling.checkpoints import require_empty_prompt
 from isocost.sampling.engine import Networks, sample_latents, threads
+from isocost.sampling.interpolate import embedded
 from isocost.specs import EngineSpec, SamplingPlan
 
 
@@ -46,11 +48,11 @@ class Chunk:
 
 
 def generate(
-    pipeline: Pipeline, plan: SamplingPlan, engine: EngineSpec, prompts: Sequence[tuple[str, str, int]]
+    pipeline: Pipeline, plan: SamplingPlan, engine: EngineSpec, prompts: Sequence[tuple[str, Drawn, int]]
 ) -> Chunk:
-    """The images of up to engine.batch prompts, each given as (prompt id, text, replicate).
+    """The images of up to engine.batch prompts, each given as (prompt id, text or what lies between two, replicate).
 
-    Image i is a function of (prompt id, text, replicate), the plan and the engine: not of the other prompts.
+    Image i is a function of (prompt id, what is drawn, replicate), the plan and the engine: not of the other prompts.
 
     Raises:
         SpecError: a guided plan on a checkpoint trained without caption dropout, whose empty prompt means nothing; a
@@ -61,7 +63,7 @@ def generate(
     require_empty_prompt(plan, pipeline.caption_dropout)
     start = time.perf_counter()
     with threads(engine.threads):
-        context = pipeline.text_encoder.encode([text for _, text, _ in prompts])
+        context = embedded(pipeline.text_encoder, [drawn for _, drawn, _ in prompts])
         null_context = pipeline.text_encoder.encode([""])[0]
         latents, evaluations = sample_latents(
             pipeline.network,

@@ -21,28 +21,11 @@ from isocost.diffusion.plans import calls_of, noises_of
 from isocost.sampling.engine import threads
 from isocost.sampling.generate import Pipeline, generate
 from isocost.sampling.instruments import joules_meter, seconds_of
-from isocost.specs import EngineSpec, SamplingPlan, Spec
+from isocost.sampling.prices import Call, Parts, Whole, image_price
+from isocost.specs import EngineSpec, SamplingPlan
 
-Parts = Mapping[str, float]
-"""Of an image each: `text`, `noise` (a draw), `start/R` and `call/R` (R rows an image: 2 = guided), and `decode`."""
-Call = tuple[str, int, int]
-"""Content digest of a checkpoint, rows an image, and how many such calls a plan makes."""
 SHORTEST_TURN = 0.05  # seconds: short calls are timed many at a time
 ENERGY_WINDOW = 1.0  # seconds: NVML's counter moves every 20 to 100 ms
-
-
-class Whole(Spec):
-    """Seconds an image of a whole plan of one call a step: as run, and as the sum of its parts."""
-
-    steps: int
-    guidance: float
-    measured: float
-    modelled: float
-
-    @property
-    def error(self) -> float:
-        """Of the sum, relative to the run."""
-        return self.modelled / self.measured - 1
 
 
 @dataclass(frozen=True)
@@ -96,17 +79,6 @@ def work_of(plan: SamplingPlan) -> tuple[list[Call], int]:
     """What `image_price` has to know of a plan: its network calls, and its draws of noise."""
     calls = [(checkpoint.content_digest, rows, count) for (checkpoint, rows), count in calls_of(plan).items()]
     return calls, noises_of(plan)
-
-
-def image_price(parts: Mapping[str, Parts], calls: Sequence[Call], noises: int, candidates: int = 1) -> float:
-    """Seconds (or joules) of an image: the parts of every checkpoint, by content digest, as often as a plan asks.
-
-    Text encoder, noise and decoder are taken from the first checkpoint's parts: checkpoints of one plan share them.
-    The prompt is embedded once for all `candidates` of best-of-n; who chooses among them is not in this.
-    """
-    shared = parts[calls[0][0]]
-    networks = sum(parts[who][f"start/{rows}"] + count * parts[who][f"call/{rows}"] for who, rows, count in calls)
-    return shared["text"] + candidates * (noises * shared["noise"] + networks + shared["decode"])
 
 
 def _modelled(plan: SamplingPlan, parts: Parts) -> float:

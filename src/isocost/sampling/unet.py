@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from isocost.diffusion.denoiser import embedded_in
 from isocost.errors import SpecError
 
 if TYPE_CHECKING:
@@ -44,7 +45,6 @@ PLAIN = {
     "resnet_skip_time_act": False,
     "resnet_time_scale_shift": "default",
     "reverse_transformer_layers_per_block": None,
-    "time_cond_proj_dim": None,
     "time_embedding_act_fn": None,
     "time_embedding_type": "positional",
     "conv_in_kernel": 3,
@@ -63,6 +63,7 @@ class LeanUNet(nn.Module):
     def __init__(self, unet: UNet2DConditionModel) -> None:
         super().__init__()
         _require_plain(unet)
+        self.config: Any = unet.config
         self.time_proj: Any = unet.time_proj
         self.time_embedding: Any = unet.time_embedding
         self.conv_in = Convolution(unet.conv_in)
@@ -82,11 +83,19 @@ class LeanUNet(nn.Module):
         """Of every cross-attention, in the order of the forward pass: context [N, L, D]."""
         return [module.keys_values(context) for module in self.modules() if isinstance(module, TransformerBlock)]
 
-    def shifts(self, t: int) -> list[Tensor]:
-        """Bias [C] of every residual block's first convolution at timestep t, in the order of the forward pass."""
-        like = self.conv_in.conv.weight
-        embedding = self.time_proj(torch.tensor([t], device=like.device)).to(like.dtype)
-        activated = F.silu(self.time_embedding(embedding))
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.conv_in.conv.weight.dtype
+
+    def shifts(self, t: int, scale: float | None = None) -> list[Tensor]:
+        """Bias [C] of every residual block's first convolution at timestep t, in the order of the forward pass.
+
+        `scale`: of guidance, where the UNet embeds it.
+        """
+        device = self.conv_in.conv.weight.device
+        embedding = self.time_proj(torch.tensor([t], device=device)).to(self.dtype)
+        beside = None if scale is None else embedded_in(self, torch.tensor([scale], device=device))
+        activated = F.silu(self.time_embedding(embedding, beside))
         return [module.shift(activated) for module in self.modules() if isinstance(module, ResidualBlock)]
 
     def forward(self, x: Tensor, keys_values: Sequence[KeysValues], shifts: Sequence[Tensor]) -> Tensor:

@@ -16,16 +16,16 @@ from isocost.scoring.uncertainty import Estimate, mean_estimate
 def clip_score(features: np.ndarray, text_features: np.ndarray) -> Estimate:
     """100 max(0, cos) of image features [N, D] and their captions' features [N, D], averaged (arXiv 2104.08718, without
     its factor 2.5). Raises `DataError` for bad features, other shapes, or a row of zeros."""
-    return mean_estimate(100 * np.maximum(_cosines(features, text_features, "text features"), 0), unit="100 cos")
+    return mean_estimate(100 * np.maximum(cosines(features, text_features, "text features"), 0), unit="100 cos")
 
 
 def similarity(features: np.ndarray, target_features: np.ndarray) -> Estimate:
     """cos of image features [N, D] and those of each image's target [N, D], averaged, -1 to 1: with DINO's features the
     subject fidelity "DINO", with CLIP's "CLIP-I" (arXiv 2208.12242, section 4.2). Raises as `clip_score` does."""
-    return mean_estimate(_cosines(features, target_features, "target features"), unit="cos")
+    return mean_estimate(cosines(features, target_features, "target features"), unit="cos")
 
 
-def _cosines(features: np.ndarray, others: np.ndarray, what: str) -> np.ndarray:
+def cosines(features: np.ndarray, others: np.ndarray, what: str) -> np.ndarray:
     """cos of row n of the images' features and row n of the `others`, [N]."""
     image, other = check_features(features, "image features", rows=2), check_features(others, what, rows=2)
     if image.shape != other.shape:

@@ -30,6 +30,7 @@ from isocost.scoring.measures import (
     load_measures,
     maker_of,
 )
+from isocost.scoring.metrics import OF_STUDIES
 from isocost.scoring.references import ReferenceSet
 from isocost.scoring.results import Scored, Scores
 from isocost.scoring.sets import Features, ImageSet, matched
@@ -158,6 +159,10 @@ def score(
     metrics or extractors and for what they cannot do, `DataError` for images and features that cannot be used.
     """
     measures = _measures(sets, against, names, defaults, device)
+    for measure in measures:
+        for need, what in OF_STUDIES.items():
+            if need in measure.needs:
+                raise SpecError(f"metric '{measure.metric}' is of {what}: `isocost sweep` gives it.")
     against.prepare(measures, skip_unreadable=skip_unreadable, report=_reporter(progress, "read references"))
     notices = _notices_of_references(against, measures)
     texts = functools.lru_cache(maxsize=4)(lambda network, captions: network.text(captions))

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from isocost.data.prompts import OnTheWay
 from isocost.errors import SpecError, lookup
 from isocost.scoring import metrics
 from isocost.scoring.extractors import Extractor, Projected, load_extractor, project
@@ -29,6 +30,7 @@ CLASSES = "fid-tf"  # the network of the Inception Score
 # What an input asks of its network, and how to say so.
 ABILITIES = {
     "text_features": ("text", "features of captions: take a CLIP, whole"),
+    "end_features": ("text", "features of captions: take a CLIP, whole"),
     "class_logits": ("classify", f"class logits: take an Inception network, {CLASSES}"),
     "logits": ("split", "attributes: take an attribute classifier, scenes-attributes"),
 }
@@ -132,11 +134,16 @@ def base_of(network: Any) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """What is kept of a set of images, row by row: columns by name, features of captions, what images are to show."""
+    """What is kept of a set of images, row by row: columns by name, features of captions, what images are to show.
+
+    places, ends: of images between two captions, where they are and what either end must show; `texts` gives [N, 2, D].
+    """
 
     columns: Mapping[str, np.ndarray]
     texts: Callable[[Any], np.ndarray]
     wanted: Callable[[], Sequence[Wanted]]
+    places: Sequence[OnTheWay] = ()
+    ends: tuple[Sequence[Wanted], Sequence[Wanted]] = ((), ())
 
 
 def informative(wanted: Sequence[Wanted]) -> tuple[dict[str, str | int], ...]:
@@ -161,7 +168,7 @@ class Measure:
 
     @property
     def reads_captions(self) -> bool:
-        return "text_features" in self.needs
+        return bool({"text_features", "end_features"} & set(self.needs))
 
     @property
     def is_against_images(self) -> bool:
@@ -206,6 +213,9 @@ class Measure:
             "target_features": lambda: self._features(sample.columns[f"{self.column}/targets"]),
             "reference": lambda: reference(self.network),
             "text_features": lambda: sample.texts(self.network),
+            "end_features": lambda: sample.texts(self.network),
+            "places": lambda: sample.places,
+            "ends_wanted": lambda: sample.ends,
             "class_logits": lambda: self.network.classify(sample.columns[self.column].astype(np.float32)),
             "logits": lambda: self.network.split(sample.columns[self.column].astype(np.float32)),
             "attributes": lambda: self.network.attributes,

@@ -17,7 +17,9 @@ from isocost.scoring.inception_score import inception_score
 from isocost.scoring.kernels import cmmd, cmmd_biased, kid
 from isocost.scoring.manifold import coverage, density, precision, recall
 from isocost.scoring.paired import paired_mean
+from isocost.scoring.subjects import div, pres
 from isocost.scoring.uncertainty import Estimate
+from isocost.scoring.ways import attribute_coherence, coherence, detour, largest_jump, path_length
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,10 @@ class Metric:
     Inputs, row n for image n: `features` [N, D] of the images, `text_features` [N, D] of their captions and
     `target_features` [N, D] of their targets by the same extractor, `reference`, an Inception network's `class_logits`
     [N, K], a classifier's `logits` and `attributes`, what each prompt `wanted`, and `paired` [N]: each image's value
-    beside its target's. `unit` is that of the estimate; `description` says in one line what is measured.
-    `names_extractor`: its score is printed with the extractor, as in `fd[scenes-clip-score]`.
+    beside its target's. Of images between two captions: their `places`, `end_features` [N, 2, D] of both captions, and
+    what either end must show, `ends_wanted`. Of DreamBooth: its `subjects`.
+    `unit` is that of the estimate; `description` says in one line what is measured. `names_extractor`: its score is
+    printed with the extractor, as in `fd[scenes-clip-score]`.
     """
 
     function: Callable[..., Estimate | dict[str, Estimate]]
@@ -46,6 +50,12 @@ def _of_pairs(unit: str, description: str, higher_is_better: bool = True) -> Met
 
 
 SETS = ("features", "reference")
+PATHS = ("features", "places")
+OF_STUDIES = {
+    "places": "images between two captions, which a study with evaluation.between has",
+    "subjects": "subjects, which a study of DreamBooth has",
+}
+"""Inputs that no folder of images has, and what has them."""
 
 METRICS: dict[str, Metric] = {
     "fd": Metric(frechet, SETS, "Frechet distance", "Frechet distance (FID, of Inception's features)", False),
@@ -67,6 +77,24 @@ METRICS: dict[str, Metric] = {
         "what captions ask for and a classifier finds",
         names_extractor=False,
     ),
+    "coherence": Metric(
+        coherence,
+        ("features", "end_features", "places"),
+        "100 cos",
+        "between two captions: the better of both CLIP scores",
+    ),
+    "attribute-coherence": Metric(
+        attribute_coherence,
+        ("logits", "attributes", "places", "ends_wanted"),
+        "share of attributes",
+        "between two captions: attributes that belong to either",
+        names_extractor=False,
+    ),
+    "path-length": Metric(path_length, PATHS, "path length", "between two captions: image to image, summed", False),
+    "detour": Metric(detour, PATHS, "detour", "between two captions: path length over the straight way", False),
+    "largest-jump": Metric(largest_jump, PATHS, "largest jump", "between two captions: the largest step", False),
+    "pres": Metric(pres, ("subjects",), "cos", "DreamBooth: the class beside pictures of the subject", False),
+    "div": Metric(div, ("subjects",), "1 - cos", "DreamBooth: how unlike images of one prompt are"),
     "psnr": _of_pairs("dB", "peak signal-to-noise ratio, RGB"),
     "psnr-y": _of_pairs("dB of luma", "peak signal-to-noise ratio, luma"),
     "ssim": _of_pairs("SSIM", "structural similarity, RGB"),

@@ -13,7 +13,7 @@ import numpy as np
 from isocost.data import scenes
 from isocost.data.degradation import DEGRADATIONS
 from isocost.data.images import CaptionedImages, Decoded, open_images, square
-from isocost.data.prompts import REFERENCE_SEED, PromptList, listed, prompt_list
+from isocost.data.prompts import REFERENCE_SEED, PromptList, listed, prompt_list, ways
 from isocost.encoders.autoencoder import Autoencoder, load_autoencoder
 from isocost.encoders.latents import LatentShards
 from isocost.encoders.live import LiveLatents, encode_live
@@ -35,9 +35,10 @@ from isocost.study.encoders import train_encoders
 from isocost.study.executors import Executor, Processes, Task
 from isocost.study.grid import Run, StudyCheckpoint
 from isocost.study.store import Store, write_atomically
-from isocost.study.superres import crops_as_prompts, low_resolution
+from isocost.study.superres import crops_as_prompts, low_resolution, start_folder, undistilled_ref
 from isocost.study.together import AS_SPECIFIED, Training, speed_of, train_member, train_together
 from isocost.training import loop
+from isocost.training.lineage import training_gflops
 from isocost.training.state import Checkpoint
 
 Progress = Callable[[str, float, float, str], None]
@@ -179,14 +180,40 @@ def kept_checkpoints(store: Store, run: Run, refs: EncoderRefs) -> list[StudyChe
             name=run.model.name,
             model=run.model,
             seed=run.seed,
-            ref=Checkpoint.load(folder).ref("ema"),
+            ref=checkpoint.ref("ema"),
             traits=Traits.of(run.spec),
-            folder=folder,
+            folder=checkpoint.folder,
             autoencoder=refs.autoencoder,
             text_encoder=refs.text_encoder,
+            train_gflops=training_gflops(checkpoint),
         )
-        for folder in loop.kept_checkpoints(run_folder(store, run), run.spec)
+        for checkpoint in map(Checkpoint.load, loop.kept_checkpoints(run_folder(store, run), run.spec))
     ]
+
+
+def undistilled_checkpoints(store: Store, runs: Sequence[Run], refs: EncoderRefs) -> list[StudyCheckpoint]:
+    """What members were before their study distilled them."""
+    found = []
+    for run in runs:
+        if run.spec.teacher is None:
+            continue
+        root = undistilled_ref(Checkpoint.load(start_folder(store.path, run.spec.teacher)))
+        checkpoint = Checkpoint.load(start_folder(store.path, root))
+        found.append(
+            StudyCheckpoint(
+                name=run.model.name,
+                model=checkpoint.spec.model,
+                seed=run.seed,
+                ref=root,
+                traits=Traits.of(checkpoint.spec),
+                folder=checkpoint.folder,
+                autoencoder=refs.autoencoder,
+                text_encoder=refs.text_encoder,
+                train_gflops=training_gflops(checkpoint),
+                undistilled=True,
+            )
+        )
+    return found
 
 
 def given_checkpoints(study: StudySpec) -> list[StudyCheckpoint]:
@@ -287,6 +314,12 @@ def given_references(evaluation: Evaluation) -> Against:
 
 
 # --- prompts ---
+
+
+def scored_prompts(study: StudySpec) -> PromptList:
+    """What cells are drawn of: the prompts of `evaluation.prompts`, or ways between them."""
+    prompts = prompts_of(study.evaluation.prompts, study.data)
+    return ways(prompts, study.evaluation.between) if study.evaluation.between else prompts
 
 
 def prompts_of(name: str, source: DataSource) -> PromptList:

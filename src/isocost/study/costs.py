@@ -27,11 +27,13 @@ from isocost.study.pipelines import load_scorer
 
 
 class CheckpointCost(NamedTuple):
-    """FLOPs of one evaluation of one image, weights of the UNet, and what training took (None where it was given)."""
+    """FLOPs of one evaluation of one image, weights of the UNet, and what training took, alone and with all that it
+    came from (None where it was given)."""
 
     flops: int
     params: int
     train_gflops: float | None
+    total_train_gflops: float | None
 
 
 class CellCosts:
@@ -42,7 +44,8 @@ class CellCosts:
         self.unit = _unit(study, checkpoints) or max(cost.flops for cost in self.costs.values())
 
     def of(self, cell: Cell) -> dict[str, Any]:
-        """Costs of one image; `params` and `train_gflops` are those of all checkpoints that it takes.
+        """Costs of one image; `params` and `train_gflops` are those of all checkpoints that it takes, and
+        `total_train_gflops` with what these started from and learned from.
 
         `paper_cost` is the norm. cost of whichever member serves a step, summed over steps and candidates: guidance's
         evaluations are left out, as in the paper. `norm_cost` is that of the mean step.
@@ -52,6 +55,7 @@ class CellCosts:
         evaluations = evaluations_of(plan)
         taken = [self.costs[ref] for ref in evaluations]
         training = [cost.train_gflops for cost in taken if cost.train_gflops is not None]
+        in_all = [cost.total_train_gflops for cost in taken if cost.total_train_gflops is not None]
         served = Counter(serving(plan).values())
         norm_cost = sum(self.costs[ref].flops / self.unit * (count / plan.steps) for ref, count in served.items())
         image_flops, caption_flops = scorer_flops(cell.scorer) if cell.scorer else (0, 0)
@@ -67,6 +71,7 @@ class CellCosts:
         return {
             "params": sum(cost.params for cost in taken),
             "train_gflops": sum(training) if len(training) == len(taken) else None,
+            "total_train_gflops": sum(in_all) if len(in_all) == len(taken) else None,
             "norm_cost": norm_cost,
             "evaluations": candidates * sum(evaluations.values()),
             "gflops_per_image": image.gflops,
@@ -78,10 +83,11 @@ def checkpoint_cost(checkpoint: StudyCheckpoint) -> CheckpointCost:
     """What a checkpoint costs at the size of its own latents and the length of its own text encoder."""
     model, length = checkpoint.model, context_length(checkpoint.text_encoder)
     if isinstance(model, DiffusersFolder):
-        return CheckpointCost(model.forward_flops(length), model.parameters(), None)
+        return CheckpointCost(model.forward_flops(length), model.parameters(), None, None)
     size = (checkpoint.traits.latent_shape[1], length)
-    train_gflops = training_flops(model, *size) * checkpoint.ref.images_seen / 1e9
-    return CheckpointCost(forward_flops(model, *size), parameters(model), train_gflops)
+    alone = training_flops(model, *size) * checkpoint.ref.images_seen / 1e9
+    own, in_all = checkpoint.train_gflops or (alone, alone)
+    return CheckpointCost(forward_flops(model, *size), parameters(model), own, in_all)
 
 
 def _unit(study: StudySpec, checkpoints: Sequence[StudyCheckpoint]) -> int | None:

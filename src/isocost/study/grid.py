@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from isocost.errors import SpecError, lookup
 from isocost.sampling.checkpoints import Traits
 from isocost.sampling.folders import DiffusersFolder
 from isocost.specs import (
+    DISTILLED,
     BestOf,
     CheckpointRef,
     DataSpec,
@@ -48,6 +49,8 @@ class StudyCheckpoint:
 
     name: the member's (`c16`), or the given folder's. model: what it is a checkpoint of. seed: None where given.
     folder: where it lies. autoencoder, text_encoder: references to load those by that it was trained with.
+    train_gflops: what its training took, and that in all with what it came from; None where not known.
+    undistilled: whether it is what a member was before the study distilled it.
     """
 
     name: str
@@ -58,6 +61,8 @@ class StudyCheckpoint:
     folder: Path
     autoencoder: str
     text_encoder: str
+    train_gflops: tuple[float, float] | None = None
+    undistilled: bool = False
 
     @property
     def width(self) -> int:
@@ -133,11 +138,19 @@ def runs(study: StudySpec, data: DataSpec, starts: Mapping[tuple[str, int], Chec
         Run(
             model,
             seed,
-            TrainSpec(model=model, data=data, seed=seed, start_from=starts.get((model.name, seed)), **settings),
+            _train_spec(model, data, seed, starts.get((model.name, seed)), settings),
         )
         for model in study.members
         for seed in study.seeds
     ]
+
+
+def _train_spec(
+    model: ModelSpec, data: DataSpec, seed: int, start: CheckpointRef | None, settings: dict[str, Any]
+) -> TrainSpec:
+    """A student learns from the checkpoint that it starts from."""
+    teacher = start if settings["objective"] in DISTILLED else None
+    return TrainSpec(model=model, data=data, seed=seed, start_from=start, teacher=teacher, **settings)
 
 
 # --- what a grid asks for, of the checkpoints that there are ---
@@ -158,10 +171,12 @@ def expand(
     cells: dict[tuple[str, bool], Cell] = {}
     for seed in study.seeds:
         of_seed = [checkpoint for checkpoint in checkpoints if checkpoint.seed in (seed, None)]
-        final = {checkpoint.name: checkpoint for checkpoint in of_seed}
-        wanted = [(grid, final, list(final), False) for grid in study.grids]
+        final = {checkpoint.name: checkpoint for checkpoint in of_seed if not checkpoint.undistilled}
+        before = {checkpoint.name: checkpoint for checkpoint in of_seed if checkpoint.undistilled}
+        of_grid = [(grid, before if grid.undistilled else final) for grid in study.grids]
+        wanted = [(grid, available, list(available), False) for grid, available in of_grid]
         if study.curve is not None:
-            kept = [checkpoint for checkpoint in of_seed if checkpoint.seed is not None]
+            kept = [one for one in of_seed if one.seed is not None and not one.undistilled]
             wanted += [(study.curve, final | {one.name: one}, [one.name], True) for one in kept]
         for grid, available, names, curve in wanted:
             for plan, serving, guide in plans(grid, available, names, scorers):
@@ -234,7 +249,7 @@ def _plan(
     spacing, offset = grid.spacing or "trailing", 1
     if isinstance(last.model, DiffusersFolder):
         spacing, offset = grid.spacing or last.model.spacing, last.model.steps_offset
-    timesteps = calls(sampler, timestep_pairs(last.traits.schedule, steps, spacing, offset))
+    pairs = timestep_pairs(last.traits.schedule, steps, spacing, offset)
     return SamplingPlan(
         stages=stages,
         schedule=last.traits.schedule,
@@ -243,17 +258,28 @@ def _plan(
         steps=steps,
         spacing=spacing,
         steps_offset=offset,
-        guidance=_guidance(grid, scale, guide, timesteps),
+        guidance=_guidance(grid, scale, guide, lambda: calls(sampler, pairs), last.traits.embeds_guidance),
         eta=grid.eta if sampler == "ddim" else 0.0,
         variance=grid.variance if sampler == "ddpm" else "small",
         best_of=best_of,
     )
 
 
-def _guidance(grid: Grid, scale: float, guide: StudyCheckpoint | None, timesteps: Sequence[int]) -> Guidance:
-    """The grid's guidance at a scale, or none where it never acts: equal images are to have one key."""
+def _guidance(
+    grid: Grid, scale: float, guide: StudyCheckpoint | None, timesteps: Callable[[], Sequence[int]], embeds: bool
+) -> Guidance:
+    """The grid's guidance at a scale, or none where it never acts: equal images are to have one key.
+
+    embeds: whether the checkpoint takes the scale as an input, which is then how it has classifier-free guidance.
+    """
+    if embeds and grid.mode in ("cfg", "embedded"):
+        if grid.interval is not None:
+            raise SpecError("interval: a scale that a checkpoint embeds is in every evaluation: leave it out.")
+        return Guidance(scale=scale, mode="embedded")
     asked = Guidance(scale=scale, mode=grid.mode, interval=grid.interval, guide=guide.ref if guide else None)
-    acts = [evaluations_per_call(asked, t) > 1 for t in timesteps]
+    if asked.interval is None:
+        return asked if asked.active else Guidance()
+    acts = [evaluations_per_call(asked, t) > 1 for t in timesteps()]
     if not any(acts):
         return Guidance()
     return asked.model_copy(update={"interval": None}) if all(acts) else asked
@@ -311,7 +337,7 @@ def columns(cell: Cell) -> dict[str, Any]:
         "best_of": plan.best_of.n if plan.best_of else 1,
         "scorer": Path(cell.scorer.reference).name if cell.scorer else "",
         "batch": cell.key.engine.batch,
-        "objective": "superres" if any(one.traits.takes_image for one in cell.checkpoints) else "denoise",
+        "objective": cell.checkpoints[-1].traits.objective,
     }
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from isocost.data.prompts import PromptList
+from isocost.data.prompts import Drawn, PromptList
 from isocost.diffusion.plans import evaluations_of
 from isocost.errors import IsocostError, StoreError
 from isocost.sampling.generate import generate
@@ -41,7 +41,7 @@ class ChunkTask:
     folders: Mapping[str, Path]
     refs: EncoderRefs
     scorer: Scorer | None
-    prompts: tuple[tuple[str, str, int], ...]
+    prompts: tuple[tuple[str, Drawn, int], ...]
     metrics: tuple[str, ...]
     keep_images: bool
     pairs: Path | None = None
@@ -74,10 +74,10 @@ def folders_of(plan: SamplingPlan, folders: Mapping[str, Path]) -> dict[str, Pat
     return {ref.content_digest: folders[ref.content_digest] for ref in evaluations_of(plan)}
 
 
-def chunk_prompts(prompts: PromptList, index: int, batch: int) -> tuple[tuple[str, str, int], ...]:
-    """(prompt id, text, replicate) of the places that chunk `index` covers."""
+def chunk_prompts(prompts: PromptList, index: int, batch: int) -> tuple[tuple[str, Drawn, int], ...]:
+    """(prompt id, what is drawn, replicate) of the places that chunk `index` covers."""
     places = [prompts.at(place) for place in range(index * batch, (index + 1) * batch)]
-    return tuple((prompt.id, prompt.text, replicate) for prompt, replicate in places)
+    return tuple((prompt.id, prompt.drawn, replicate) for prompt, replicate in places)
 
 
 def make_chunks(
@@ -203,10 +203,15 @@ def _sampled(task: ChunkTask) -> StoredChunk:
     elif task.scorer is None:
         made = generate(pipeline, plan, engine, task.prompts)
     else:
-        made = generate_best(pipeline, plan, engine, task.prompts, load_scorer(task.scorer))
+        made = generate_best(pipeline, plan, engine, _texts(task), load_scorer(task.scorer))
     return StoredChunk({}, made.evaluations, made.seconds, len(task.prompts), made.images)
+
+
+def _texts(task: ChunkTask) -> list[tuple[str, str, int]]:
+    """Prompts, none of which is a blend of two: specs refuse those where texts are read."""
+    return [(name, text, replicate) for name, text, replicate in task.prompts if isinstance(text, str)]
 
 
 def _keys(task: ChunkTask) -> list[str]:
     """Of the images to upscale."""
-    return [key for _, key, _ in task.prompts]
+    return [key for _, key, _ in _texts(task)]

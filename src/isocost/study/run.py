@@ -25,9 +25,9 @@ from isocost.environment import environment
 from isocost.errors import SpecError, StoreError
 from isocost.scoring.agreement import chance_levels
 from isocost.scoring.lowres import LowResolution
-from isocost.scoring.metrics import compute, label
+from isocost.scoring.metrics import compute
 from isocost.specs import StudySpec, digest_of, split_metric
-from isocost.study import adaptive, grid, measured, measures
+from isocost.study import adaptive, dreambooth, grid, measured, measures
 from isocost.study.artifacts import (
     EncoderRefs,
     Progress,
@@ -38,11 +38,13 @@ from isocost.study.artifacts import (
     given_references,
     kept_checkpoints,
     prompts_of,
+    scored_prompts,
     silent,
     train_runs,
+    undistilled_checkpoints,
 )
 from isocost.study.batches import settled
-from isocost.study.checks import check_checkpoints_of
+from isocost.study.checks import check_checkpoints_of, check_ways
 from isocost.study.costs import CellCosts
 from isocost.study.executors import Executor, Processes, default_workers, one_thread
 from isocost.study.frames import write_frames
@@ -54,6 +56,7 @@ from isocost.study.search import Settings as Search
 from isocost.study.shards import Shard, cells_of
 from isocost.study.store import Store, write_atomically
 from isocost.study.superres import check_crops, kept_starts, low_resolution, starts_in
+from isocost.study.tables import table
 from isocost.study.together import AS_SPECIFIED, Training
 
 
@@ -69,7 +72,7 @@ def check(study: StudySpec) -> None:
     superres = study.data.degradation is not None
     if study.data.kind == "images" and not study.data.val and not superres:
         raise SpecError("data.val: name the held-out images; scores are against them.")
-    prompts = prompts_of(study.evaluation.prompts, study.data)
+    prompts = scored_prompts(study)
     if superres:
         check_crops(study)
     asks_accuracy = any(split_metric(name)[0] == "accuracy" for name in study.evaluation.metrics)
@@ -79,6 +82,7 @@ def check(study: StudySpec) -> None:
             "cannot be judged: leave it out, or use prompts 'scenes-val'."
         )
     strip_prompts(study)
+    check_ways(study)
     usable = measures.check(study.evaluation, has_targets=superres)
     if study.evaluation.reference_files:
         given_references(study.evaluation).prepare(usable)
@@ -145,7 +149,7 @@ def _train(
 ) -> Trained:
     keep_freed_memory()
     given = given_checkpoints(study)  # now: hours of training are not for a file that turns out to be corrupt
-    prompts = prompts_of(study.evaluation.prompts, study.data)
+    prompts = scored_prompts(study)
     if store.study_file.is_file() and store.study().digest != study.digest:
         store.forget_expansion()  # another study's; its chunks and scores stay
     store.write_study(study)
@@ -171,7 +175,8 @@ def _trained(
     prompts: PromptList,
 ) -> Trained:
     kept = [checkpoint for run in runs for checkpoint in kept_checkpoints(store, run, refs)]
-    return Trained(study, store, refs, (*kept, *given), scorers_of(study, refs.extractor), prompts)
+    before = undistilled_checkpoints(store, runs, refs)
+    return Trained(study, store, refs, (*kept, *before, *given), scorers_of(study, refs.extractor), prompts)
 
 
 def sweep(
@@ -186,6 +191,8 @@ def sweep(
 
     `search`: look for the cost-quality frontier adaptively, and score the cells that it takes; None: score every cell.
     """
+    if study.dreambooth is not None:
+        return dreambooth.sweep(study, store, workers, progress, executor)
     check(study)
     executor = executor or Processes(workers or default_workers())
     with store.held(), one_thread():
@@ -289,7 +296,7 @@ def opened(store: Store) -> Trained:
     if data is not None:
         spec = data_spec(read_header(store.path / "data" / Path(data).name))
         runs = grid.runs(study, spec, starts_in(store) if study.start_from else None)
-    prompts = prompts_of(study.evaluation.prompts, study.data)
+    prompts = scored_prompts(study)
     return _trained(study, store, EncoderRefs(**place), runs, given_checkpoints(study), prompts)
 
 
@@ -319,71 +326,6 @@ def cell_rows(trained: Trained) -> list[dict[str, Any]]:
     return [grid.columns(cell) | costs.of(cell) | measured.work(cell.plan) for cell in trained.cells]
 
 
-def table(store: Store, wanted: measured.Wanted | None = None) -> pd.DataFrame:
-    """One row a (cell, metric, split): what it is, what it costs, its value and error.
-
-    `value` is corrected for the metric's estimated bias where there is one (`plug_in` is the number before that);
-    `captions_cut` counts captions of which the metric's text tower reads the beginning only; `seconds_per_image` is
-    from what `isocost measure` found (of several devices and engines, `wanted`'s), else the median over the cell's
-    chunks as the sweep took them, and `seconds_as` says which.
-
-    Raises:
-        StoreError: no study in the store, or nothing scored yet.
-        SpecError: nothing that is `wanted` was measured.
-    """
-    store.study()
-    expansion = store.expansion()
-    cells = pd.DataFrame(expansion["cells"])
-    scores = _current(store.index(), expansion["scores"])
-    if cells.empty or scores.empty:
-        raise StoreError(f"{store.path}: no scores yet. `isocost sweep` goes on from what is there.")
-    frame: Any = _named(cells.merge(scores, on="sample_key", how="inner"))
-    seconds = measured.cell_seconds(store, expansion["cells"], wanted)
-    cut = {metric["label"]: metric["captions_cut"] for metric in expansion["metrics"]}
-    return frame.assign(
-        captions_cut=[cut.get(name, 0) for name in frame["metric"]],
-        seconds_per_image=frame["sample_key"].map(pd.Series(seconds.by_key, dtype=float)),
-        seconds_as=seconds.source,
-    ).drop(columns=["calls", "noises", "chosen_by"], errors="ignore")
-
-
-def frames(store: Store) -> pd.DataFrame:
-    """Floor and ceiling of super-resolution: one row a (`frame`, metric, split), as in `table`; empty where none is."""
-    expansion = store.expansion()
-    rows = expansion["frames"]
-    if not rows:
-        return pd.DataFrame()
-    scores = _current(store.index(), expansion["scores"])
-    return _named(pd.DataFrame(rows).merge(scores, on="sample_key", how="inner"))
-
-
-def _named(frame: Any) -> pd.DataFrame:
-    """Rows of scores with values corrected for their bias, and metrics as they are printed."""
-    extractors = frame["extractor"].str.partition("@")[0]
-    of_metric = functools.cache(label)
-    names = [of_metric(*key) for key in zip(frame["metric"], extractors, strict=True)]
-    return frame.assign(
-        plug_in=frame["value"], value=frame["value"] - frame["bias"].fillna(0.0).astype(float), metric=names
-    )
-
-
-def metric_label(store: Store, name: str) -> str:
-    """What a metric of the study's own spec is called in its table: `fd` -> `fd[scenes-clip-score-32]`."""
-    labels = {metric["asked"]: metric["label"] for metric in store.expansion()["metrics"]}
-    return labels.get(name, name)
-
-
-def _current(scores: pd.DataFrame, specs: list[dict[str, Any]]) -> pd.DataFrame:
-    """Scores of the study's own ScoreSpecs: a store may hold older ones, by other references or extractors."""
-    if scores.empty or not specs:
-        return scores.iloc[:0]
-    wanted: Any = pd.DataFrame(specs)[["metric", "extractor", "reference", "split", "n"]]
-    wanted = wanted.rename(columns={"metric": "family", "n": "images"}).fillna({"reference": ""})
-    named = scores.assign(family=scores["metric"].str.partition("/")[0], known=scores["reference"].fillna(""))
-    keys = ["family", "extractor", "known", "split", "images"]
-    return named.merge(wanted.rename(columns={"reference": "known"}), on=keys).drop(columns=["family", "known"])
-
-
 # --- pictures ---
 
 
@@ -408,6 +350,7 @@ def strip(trained: Trained, cell: Cell, prompts: PromptList, count: int) -> np.n
                 pairs=trained.pairs,
             )
         )
+    store.note_strip(cell.sample_key, key.digest, [prompts.at(place)[0].text for place in range(count)])
     images = store.read_chunk(key.digest, 0).images
     assert images is not None
     return images

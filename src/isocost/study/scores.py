@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from isocost.data.prompts import PromptList
+from isocost.data.prompts import OnTheWay, PromptList
 from isocost.environment import environment
 from isocost.errors import DataError
 from isocost.scoring.evaluate import Against
@@ -28,6 +28,7 @@ class Judge:
     """All that scoring a cell needs beside its features; built once a sweep.
 
     `texts`: identity of a CLIP -> features of the captions, row by place. `halves`: of the prompt at each place.
+    `ways`, `ends`: of images between two captions, where each is and what either end must show; texts are [N, 2, D].
     """
 
     evaluation: Evaluation
@@ -37,22 +38,29 @@ class Judge:
     texts: Mapping[str, np.ndarray]
     wanted: tuple[Mapping[str, str | int], ...]
     halves: np.ndarray
+    ways: tuple[OnTheWay, ...] = ()
+    ends: tuple[Sequence[Mapping[str, str | int]], Sequence[Mapping[str, str | int]]] = ((), ())
 
     @classmethod
     def build(cls, evaluation: Evaluation, measures: Sequence[Measure], against: Against, prompts: PromptList) -> Judge:
         """Features of the captions, what each image must show, and the references, built where they are not there."""
         against.prepare(measures)
         places = [prompts.at(place)[0] for place in range(evaluation.images)]
-        captions = tuple(prompt.text for prompt in places)
+        ways = tuple(prompt.way for prompt in places if prompt.way)
+        ends = [way.first for way in ways] + [way.second for way in ways]
+        captions = tuple(prompt.text for prompt in ends or places)
+        shown = informative([prompt.attributes for prompt in ends])
         readers = {measure.identity: measure.network for measure in measures if measure.reads_captions}
         return cls(
             evaluation=evaluation,
             measures=tuple(measures),
             against=against,
             captions=captions,
-            texts={identity: clip.text(captions) for identity, clip in readers.items()},
+            texts={identity: _by_place(clip.text(captions), len(places)) for identity, clip in readers.items()},
             wanted=informative([prompt.attributes for prompt in places]),
             halves=np.array([prompts.half(place) for place in range(evaluation.images)]),
+            ways=ways,
+            ends=(shown[: len(ways)], shown[len(ways) :]),
         )
 
     def rows(self, split: Split) -> np.ndarray:
@@ -88,6 +96,8 @@ class Judge:
             columns={column.name: features[column.name] for column in measure.columns()},
             texts=lambda clip: self.texts[measure.identity][rows],
             wanted=lambda: [self.wanted[row] for row in rows],
+            places=[self.ways[row] for row in rows] if self.ways else (),
+            ends=tuple([end[row] for row in rows] for end in self.ends) if self.ways else ((), ()),  # pyright: ignore[reportArgumentType]
         )
         return measure.estimates(sample, self.against.of)
 
@@ -101,6 +111,11 @@ class Judge:
             }
             for asked, measure in zip(self.evaluation.metrics, self.measures, strict=True)
         ]
+
+
+def _by_place(features: np.ndarray, places: int) -> np.ndarray:
+    """Features of captions by place, [N, D]; where each place has two, one after the other, [N, 2, D]."""
+    return features if len(features) == places else np.stack(np.split(features, 2), axis=1)
 
 
 def missing_scores(

@@ -20,7 +20,7 @@ from isocost.scoring.protocols import is_protocol, open_protocol
 from isocost.scoring.references import ReferenceSet, load_reference
 from isocost.scoring.sets import Features, ImageSet, Source, Wanted, open_set, shared
 from isocost.specs import SampleKey, load
-from isocost.study.artifacts import against, prompts_of
+from isocost.study.artifacts import against, scored_prompts
 from isocost.study.grid import cell_name
 from isocost.study.images import chunks_needed
 from isocost.study.store import Store, StoredChunk
@@ -97,7 +97,7 @@ def cells_of(store: Store, prefix: str | None = None) -> list[CellImages]:
         known = ", ".join(key[:8] for key in (chosen or list(rows))[:5])
         what = "several cells begin so" if chosen else "no cell begins so"
         raise SpecError(f"--cell {prefix}: {what} ({known}, ...); `isocost store ls {store.path}` lists them.")
-    prompts = prompts_of(study.evaluation.prompts, study.data)
+    prompts = scored_prompts(study)
     count = study.evaluation.images
     return [CellImages(f"{cell_name(rows[key])} [{key[:8]}]", store, key, prompts, count) for key in chosen]
 

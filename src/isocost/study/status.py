@@ -47,6 +47,8 @@ def status(store: Store) -> Status:
         cells = [cell for cell in cells if cell["curve"] or cell["sample_key"] in taken]
     batches = {cell["sample_key"]: cell.get("batch", study.engine.batch) for cell in cells}
     chunks = {key: -(-study.evaluation.images // batch) for key, batch in batches.items()}
+    if expansion["sets"]:
+        chunks = {images["sample_key"]: images["chunks"] for images in expansion["sets"]}
     specs = [ScoreSpec.model_validate(spec) for spec in expansion["scores"]]
     there = store.score_keys()
     done = store.count_chunks()
@@ -54,10 +56,10 @@ def status(store: Store) -> Status:
         store=str(store.path),
         study=study.name,
         members=members,
-        cells=len(chunks) or None,
+        cells=len(batches) or None,
         chunks_done=sum(min(done[key], count) for key, count in chunks.items()),
         chunks_wanted=sum(chunks.values()) or None,
-        scored=sum(all(Store.score_key(key, spec) in there for spec in specs) for key in chunks) if specs else 0,
+        scored=sum(all(Store.score_key(key, spec) in there for spec in specs) for key in batches) if specs else 0,
         smaller_batches=sum(batch < study.engine.batch for batch in batches.values()),
         search=search and {name: search[name] for name in ("finished", "images", "doubt")},
     )

@@ -14,18 +14,18 @@
     STORE/influence/DIGEST.safetensors       influence values of many scores: where `compact` moves those .npy files
     STORE/index.parquet            derived from cells/: rebuilt when it does not match
     STORE/costs.json               derived from chunks/: what an image of each cost, since the last `compact`
+    STORE/strips.json              cells of which images are kept to be looked at, and where they are in chunks/
 
 Chunks, cells and influence values are the truth. A file that is there is whole; what is not there is not done.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,7 +37,7 @@ from isocost.errors import DataError, StoreError
 from isocost.files import atomic_write
 from isocost.processes import HeldByOthersError, hold
 from isocost.runlog import images_seen
-from isocost.specs import SampleKey, Score, ScoreSpec, StudySpec, canonical_json, load
+from isocost.specs import SampleKey, Score, ScoreSpec, StudySpec, load
 from isocost.study.influence import Pack, encode
 
 
@@ -75,6 +75,7 @@ class Store:
         self.path = Path(path)
         self._packs: dict[Path, Pack] = {}
         self._kept_costs: dict[str, list[tuple[int, float]]] | None = None
+        self._expansion: tuple[tuple[int, int, int], dict[str, list[dict[str, Any]]]] | None = None
 
     @contextmanager
     def held(self, shared: bool = False) -> Iterator[None]:
@@ -144,14 +145,27 @@ class Store:
         is to have), `metrics` (each as asked for and as printed) and `places` (where data and encoders lie; one dict);
         of super-resolution `starts` (what runs start from) and `frames` (sample keys of floor and ceiling).
         """
-        path = self.path / "expansion.json"
         known = {"runs": [], "cells": [], "halves": [], "scores": [], "metrics": [], "places": []}
-        known |= {"starts": [], "frames": []}
-        return known | json.loads(path.read_text()) if path.is_file() else known
+        known |= {"starts": [], "frames": [], "sets": []}
+        return known | self._read_expansion()
 
     def write_expansion(self, **parts: list[dict[str, Any]]) -> None:
-        text = json.dumps(self.expansion() | parts)  # without indent: that takes Python's own encoder, ten times slower
-        write_atomically(self.path / "expansion.json", text.encode())
+        """Keep these parts beside the others that are there."""
+        known = self.expansion()
+        if any(known.get(name) != part for name, part in parts.items()):
+            text = json.dumps(known | parts)  # without indent: that takes Python's own encoder, ten times slower
+            write_atomically(self.path / "expansion.json", text.encode())
+
+    def _read_expansion(self) -> dict[str, list[dict[str, Any]]]:
+        """Read once as long as it is the same file: of 10,000 cells that takes a while, and it is asked for often."""
+        path = self.path / "expansion.json"
+        if not path.is_file():
+            return {}
+        found = path.stat()
+        stamp = (found.st_ino, found.st_mtime_ns, found.st_size)
+        if self._expansion is None or self._expansion[0] != stamp:
+            self._expansion = (stamp, json.loads(path.read_text()))
+        return self._expansion[1]
 
     def search(self) -> dict[str, Any] | None:
         """What adaptive search found, or has so far; None where the study was not searched, or in full since."""
@@ -210,10 +224,11 @@ class Store:
 
     def chunks(self) -> dict[str, set[int]]:
         """Which chunks each sample key has, by file name."""
+        chunks = f"{self.path}/chunks"
         return {
-            folder.name: {int(file.name.partition(".")[0]) for file in _files(folder, ".safetensors")}
-            for shelf in _entries(self.path / "chunks")
-            for folder in _entries(shelf)
+            key: {int(stem) for stem in _stems(f"{chunks}/{shelf}/{key}", ".safetensors")}
+            for shelf in _names(chunks)
+            for key in _names(f"{chunks}/{shelf}")
         }
 
     def count_chunks(self) -> Counter[str]:
@@ -255,10 +270,10 @@ class Store:
     def chunk_costs(self, sample_key: str) -> list[tuple[int, float]]:
         """(evaluations, seconds) an image of every chunk of a cell: as `write_costs` left them where there are as many
         chunks, else from the headers."""
-        paths = sorted(entry.path for entry in _files(self.chunk_path(sample_key, 0).parent, ".safetensors"))
+        indices = sorted(map(int, _stems(self.chunk_path(sample_key, 0).parent, ".safetensors")))
         kept = self._costs().get(sample_key, [])
-        if len(kept) != len(paths):
-            metas = [_header(Path(path))["__metadata__"] for path in paths]
+        if len(kept) != len(indices):
+            metas = [_header(self.chunk_path(sample_key, index))["__metadata__"] for index in indices]
             kept = [(int(meta["evaluations"]), float(meta["seconds"])) for meta in metas]
         return [(evaluations, seconds) for evaluations, seconds in kept]
 
@@ -288,12 +303,25 @@ class Store:
             self._kept_costs = json.loads(path.read_text()) if path.is_file() else {}
         return self._kept_costs or {}
 
+    # --- strips ------------------------------------------------------------------------------------------
+
+    def strips(self) -> dict[str, dict[str, Any]]:
+        """Cells whose images are kept to be looked at, by sample key: the `key` of those images, their `captions`."""
+        path = self.path / "strips.json"
+        return json.loads(path.read_text()) if path.is_file() else {}
+
+    def note_strip(self, sample_key: str, key: str, captions: Sequence[str]) -> None:
+        """Remember where a cell's strip is, for those who read it without the study. Nothing where it is read-only."""
+        known, strip = self.strips(), {"key": key, "captions": list(captions)}
+        if known.get(sample_key) != strip and os.access(self.path, os.W_OK):
+            write_atomically(self.path / "strips.json", json.dumps(known | {sample_key: strip}).encode())
+
     # --- scores ------------------------------------------------------------------------------------------
 
     @staticmethod
     def score_key(sample_key: str, score_spec: ScoreSpec) -> str:
         """`digest_of({"sample_key": ..., "score_spec": ...})`, for many cells of few specs. A sample key is hex."""
-        text = f'{{"sample_key":"{sample_key}","score_spec":{_canonical(score_spec)}}}'  # pyright: ignore[reportArgumentType]
+        text = f'{{"sample_key":"{sample_key}","score_spec":{score_spec.canonical_text}}}'
         return hashlib.sha256(text.encode()).hexdigest()
 
     def score_path(self, key: str) -> Path:
@@ -352,7 +380,7 @@ class Store:
     def index(self) -> Any:
         """DataFrame of all scores (columns of `Score`, `ScoreSpec` flattened), from index.parquet where it is current.
 
-        The index is derived: when the count of cells or their newest mtime differs, it is rebuilt.
+        The index is derived: when the count of cells or the newest mtime of their folders differs, it is rebuilt.
         """
         import pandas as pd
 
@@ -373,33 +401,30 @@ class Store:
 
     def score_keys(self) -> set[str]:
         """Keys of all scores that are there, by file name."""
-        return {file.name.removesuffix(".json") for file in self._score_files()}
+        return {key for shelf in self._score_shelves() for key in _stems(shelf, ".json")}
 
-    def _score_files(self) -> Iterator[os.DirEntry[str]]:
-        return (file for shelf in _entries(self.path / "cells") for file in _files(shelf, ".json"))
+    def _score_shelves(self) -> list[str]:
+        cells = f"{self.path}/cells"
+        return [f"{cells}/{shelf}" for shelf in _names(cells)]
 
     def _stamp(self) -> dict[str, float]:
-        times = [file.stat().st_mtime_ns for file in self._score_files()]
-        return {"cells": len(times), "newest": max(times, default=0)}
+        """Files appear by renaming: the folder that gets or loses one is as new as that, and there are far fewer."""
+        shelves = self._score_shelves()
+        newest = max((os.stat(shelf).st_mtime_ns for shelf in shelves), default=0)
+        return {"cells": sum(len(_stems(shelf, ".json")) for shelf in shelves), "newest_folder": newest}
 
 
-@functools.lru_cache(maxsize=1024)
-def _canonical(spec: ScoreSpec) -> str:
-    return canonical_json(spec.canonical())
-
-
-def _entries(folder: str | os.PathLike[str]) -> Iterator[os.DirEntry[str]]:
+def _names(folder: str | os.PathLike[str]) -> list[str]:
     """What a folder holds, in no order; nothing where there is none. A glob would make a Path of each, and be slow."""
     try:
-        with os.scandir(folder) as entries:
-            yield from entries
+        return os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):
-        return
+        return []
 
 
-def _files(folder: str | os.PathLike[str], suffix: str) -> Iterator[os.DirEntry[str]]:
-    """Files of a suffix in a folder, in no order; temporary ones are left out."""
-    return (entry for entry in _entries(folder) if entry.name.endswith(suffix) and not entry.name.startswith("."))
+def _stems(folder: str | os.PathLike[str], suffix: str) -> list[str]:
+    """Files of a suffix in a folder, in no order, without it; temporary ones are left out."""
+    return [name.removesuffix(suffix) for name in _names(folder) if name.endswith(suffix) and name[0] != "."]
 
 
 def _header(path: Path) -> dict[str, Any]:

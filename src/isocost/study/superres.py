@@ -16,7 +16,7 @@ from isocost.data.prompts import PromptList, listed
 from isocost.errors import SpecError, StoreError, lookup
 from isocost.scoring.lowres import LowResolution, write_lowres
 from isocost.scoring.protocols import protocol_crops
-from isocost.specs import CheckpointRef, StudySpec, digest_of
+from isocost.specs import DISTILLED, CheckpointRef, StudySpec, digest_of
 from isocost.study.store import Store
 from isocost.training import state
 from isocost.training.state import EMA, Checkpoint
@@ -81,9 +81,25 @@ def kept_starts(study: StudySpec, store: Store) -> Starts:
         if not saved or int(saved[-1].name) < run["images"]:
             raise StoreError(f"{base.path}: training of {member} is not finished. `isocost train` goes on.")
         found[member, seed] = _copied(Checkpoint.load(saved[-1]), store)
+        _copy_undistilled(found[member, seed], base, store)
     rows = [{"member": member, "seed": seed, **ref.model_dump()} for (member, seed), ref in found.items()]
     store.write_expansion(starts=rows)
     return found
+
+
+def _copy_undistilled(start: CheckpointRef, base: Store, store: Store) -> None:
+    """Of a start that was distilled itself: what it was before, from among the starts that its own study kept."""
+    root = undistilled_ref(Checkpoint.load(start_folder(store.path, start)))
+    if root != start:
+        _copied(Checkpoint.load(start_folder(base.path, root)), store)
+
+
+def undistilled_ref(checkpoint: Checkpoint) -> CheckpointRef:
+    """What a line of students began from: the last that no objective of distillation had trained."""
+    if checkpoint.spec.objective not in DISTILLED or checkpoint.lineage is None:
+        return checkpoint.ref("ema")
+    root = [ancestor for ancestor in checkpoint.lineage.ancestors if ancestor.objective not in DISTILLED][-1]
+    return CheckpointRef(content_digest=root.content_digest, images_seen=root.images_seen)
 
 
 def starts_in(store: Store) -> Starts:

@@ -10,7 +10,7 @@ from typing import Any
 
 from isocost.encoders.live import open_data
 from isocost.errors import IsocostError
-from isocost.models.cost import training_flops
+from isocost.models.cost import objective_flops
 from isocost.runlog import images_per_second
 from isocost.specs import TrainSpec
 from isocost.study.grid import Run
@@ -77,7 +77,7 @@ def speed_of(runs: Sequence[Run], folders: Sequence[Path], seen: Sequence[int], 
 
 def _flops(spec: TrainSpec) -> int:
     """Of training on an image once."""
-    return training_flops(spec.model, spec.data.latent_shape[1], spec.data.context_shape[0])
+    return objective_flops(spec.model, spec, spec.data.latent_shape[1], spec.data.context_shape[0])
 
 
 @contextmanager

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from isocost.diffusion.denoiser import embedded_in
+
 
 class LeanForward:
-    """A `Network`: (x [N, C, H, W], timesteps [N], context [N, L, D]) -> prediction [N, C, H, W].
+    """A `Network`: (x [N, C, H, W], timesteps [N], context [N, L, D][, scales [N]]) -> prediction [N, C, H, W].
 
     unet: a diffusers `UNet2DConditionModel` as `isocost.models.build` makes it for families `micro` and `sd`.
     """
@@ -29,9 +31,9 @@ class LeanForward:
         attentions = [attention for level in _levels(unet) for attention in getattr(level, "attentions", ())]
         self.blocks = [block for attention in attentions for block in attention.transformer_blocks]
 
-    def __call__(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, timesteps: Tensor, context: Tensor, scales: Tensor | None = None) -> Tensor:
         unet = self.unet
-        shifts, text = iter(self.shifts(timesteps, x.dtype)), iter(self.keys_values(context))
+        shifts, text = iter(self.shifts(timesteps, x.dtype, scales)), iter(self.keys_values(context))
         x = unet.conv_in(x.contiguous(memory_format=torch.channels_last))
         skips = [x]
         for level in unet.down_blocks:
@@ -52,9 +54,10 @@ class LeanForward:
                 x = level.upsamplers[0].conv(F.interpolate(x, size=skips[-1].shape[2:], mode="nearest"))
         return unet.conv_out(F.silu(unet.conv_norm_out(x)))
 
-    def shifts(self, timesteps: Tensor, dtype: torch.dtype) -> Sequence[Tensor]:
-        """What the timesteps add to each residual block: [N, C] each."""
-        embedding = F.silu(self.unet.time_embedding(self.unet.time_proj(timesteps).to(dtype)))
+    def shifts(self, timesteps: Tensor, dtype: torch.dtype, scales: Tensor | None = None) -> Sequence[Tensor]:
+        """What timesteps, and guidance scales where the UNet embeds them, add to each residual block: [N, C] each."""
+        beside = None if scales is None else embedded_in(self.unet, scales).to(dtype)
+        embedding = F.silu(self.unet.time_embedding(self.unet.time_proj(timesteps).to(dtype), beside))
         return _joined(embedding, [resnet.time_emb_proj for resnet in self.resnets])
 
     def keys_values(self, context: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

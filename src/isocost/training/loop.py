@@ -25,11 +25,12 @@ from isocost.models.build import build, widened
 from isocost.processes import only_trainer, stop_signals
 from isocost.runlog import Log, note_session
 from isocost.specs import CheckpointRef, LrSchedule, TrainSettings, TrainSpec
-from isocost.training import parallel
+from isocost.training import lora, parallel, teachers
 from isocost.training import state as states
 from isocost.training.ema import Average
 from isocost.training.lean import LeanForward
-from isocost.training.objectives import OBJECTIVES, TAKE_IMAGES, Batch
+from isocost.training.lineage import lineage
+from isocost.training.objectives import OBJECTIVES, Batch, dreambooth, takes_image
 from isocost.training.optimizer import make_optimizer
 from isocost.training.parallel import ALONE, PLAIN, Layout, Ranks
 from isocost.training.state import EMA, Checkpoint, Saving, TrainState
@@ -64,7 +65,7 @@ def train(
     progress: called after each step with the line of metrics.jsonl. keep_last: full states kept to resume from.
     save_every_images: how often a state is saved besides `spec.checkpoints` (None: 20 times a run). No result depends
     on it.
-    locate: finds the checkpoint of `spec.start_from`.
+    locate: finds the checkpoints of `spec.start_from` and `spec.teacher`.
     ranks, layout: the processes that train together, each of which calls this, and how weights are spread over them.
     save_aside: training goes on while a copy of the state is written. What fails there is raised at a later step.
 
@@ -74,6 +75,7 @@ def train(
     """
     folder = Path(folder)
     _check(spec, data)
+    teachers.check(spec, layout)
     parallel.check(layout, ranks, spec.batch, spec.accumulation)
     save_every = save_every_images or max(spec.images // 20, 1)
     with ExitStack() as held:
@@ -242,7 +244,7 @@ def _backward(state: TrainState, spec: TrainSpec, batch: Batch) -> Tensor:
     """Add a micro-batch's share to the gradients; the losses of its images, detached."""
     device = batch.latents.device.type
     with torch.autocast(device, dtype=torch.bfloat16, enabled=spec.precision == "bf16"):
-        losses = OBJECTIVES[spec.objective](state.network, batch, spec)
+        losses = OBJECTIVES[spec.objective](state.networks or state.network, batch, spec)
     (losses.sum() / spec.batch).backward()
     return losses.detach()
 
@@ -256,23 +258,52 @@ def batches(state: TrainState, spec: TrainSpec, data: LatentShards, ranks: Ranks
     device = next(state.module.parameters()).device
     mine = ranks.share(spec.batch)
     order: Any = {"shards": data.shards, "window": spec.window}
-    indices, following = (
-        sampler.indices(len(data), seed, start, spec.batch, ranks.rank, ranks.world, **order)
-        for start in (seen, seen + spec.batch)
-    )
+    indices, following = (_next_images(spec, data, start, ranks) for start in (seen, seen + spec.batch))
     data.prefetch(indices)
     data.prefetch(following, sampler.next_shards(len(data), seed, seen + spec.batch, **order))
     noise = sampler.generator(seed, "noise", seen).standard_normal((spec.batch, *data.latent_shape), dtype=np.float32)
     timesteps = draw_timesteps(spec, sampler.generator(seed, "timesteps", seen), spec.batch)
     dropped = sampler.generator(seed, "captions", seen).random(spec.batch) < spec.caption_dropout
     noise, timesteps, dropped = noise[mine], timesteps[mine], dropped[mine]
+    scales, shared = _scales(spec, seen), {}
+    if scales is not None:
+        scales, shared = scales[mine], {"null_context": torch.from_numpy(data.null_context).to(device)}
+    weights = dreambooth.weights(spec)
+    weights = None if weights is None else weights[mine]
     for part in np.split(np.arange(len(indices)), spec.accumulation):
         contexts = data.contexts(indices[part])
         contexts[dropped[part]] = data.null_context
-        arrays = [data.latents(indices[part]), contexts, noise[part], timesteps[part]]
-        if spec.objective in TAKE_IMAGES:
-            arrays.append(data.conditions(indices[part]))
-        yield Batch(*(torch.from_numpy(array).to(device, non_blocking=True) for array in arrays))
+        arrays = {
+            "latents": data.latents(indices[part]),
+            "contexts": contexts,
+            "noise": noise[part],
+            "timesteps": timesteps[part],
+        }
+        if takes_image(spec):
+            arrays["condition"] = data.conditions(indices[part])
+        if scales is not None:
+            arrays["scales"] = scales[part]
+        if weights is not None:
+            arrays["weights"] = weights[part]
+        tensors = {name: torch.from_numpy(array).to(device, non_blocking=True) for name, array in arrays.items()}
+        yield Batch(**tensors, **shared)
+
+
+def _next_images(spec: TrainSpec, data: LatentShards, start: int, ranks: Ranks) -> np.ndarray:
+    """This rank's share of the images of a step, by number, after `start` were seen: int64 [batch / ranks]."""
+    if spec.prior is not None:
+        return dreambooth.indices(spec, start)[ranks.share(spec.batch)]
+    order: Any = {"shards": data.shards, "window": spec.window}
+    return sampler.indices(len(data), spec.seed, start, spec.batch, ranks.rank, ranks.world, **order)
+
+
+def _scales(spec: TrainSpec, seen: int) -> np.ndarray | None:
+    """Guidance scales float32 [batch] of the next step, of a student that embeds them."""
+    if spec.scales is None:
+        return None
+    low, high = spec.scales
+    share = sampler.generator(spec.seed, "guidance", seen).random(spec.batch)
+    return (low + (high - low) * share).astype(np.float32)
 
 
 def learning_rate(schedule: LrSchedule, peak: float, images: float, total: int) -> float:
@@ -291,25 +322,33 @@ def learning_rate(schedule: LrSchedule, peak: float, images: float, total: int) 
 def _check(spec: TrainSpec, data: LatentShards) -> None:
     """Refuse, before anything is built, data that is not the spec's or does not fit its model."""
     lookup(OBJECTIVES, spec.objective, "objective")
-    if spec.teacher is not None:
-        raise SpecError(f"teacher: objective '{spec.objective}' has none; leave it out")
     check_prediction(spec.prediction, spec.schedule)
     if spec.data != data.spec:
         different = [name for name, value in data.spec.canonical().items() if value != spec.data.canonical()[name]]
         raise DataError(f"{data.folder}: not the data of the spec ({', '.join(different)} differ)")
-    takes_image = spec.objective in TAKE_IMAGES
-    if takes_image and spec.data.degradation is None:
+    given = takes_image(spec)
+    if given and spec.data.degradation is None:
         raise DataError(f"{data.folder}: no low-resolution images, which objective '{spec.objective}' is given")
+    _check_subject(spec, data)
     channels, dim = data.latent_shape[0], data.context_shape[1]
-    if spec.model.in_channels != channels * (1 + takes_image) or spec.model.out_channels != channels:
+    if spec.model.in_channels != channels * (1 + given) or spec.model.out_channels != channels:
         raise DataError(
             f"{data.folder}: latents have {channels} channels, the model {spec.model.in_channels} in and "
-            f"{spec.model.out_channels} out{', which takes twice as many in as out' if takes_image else ''}"
+            f"{spec.model.out_channels} out{', which takes twice as many in as out' if given else ''}"
         )
     if spec.model.context_dim != dim:
         raise DataError(
             f"{data.folder}: text embeddings are {dim} wide, the model's context_dim is {spec.model.context_dim}"
         )
+
+
+def _check_subject(spec: TrainSpec, data: LatentShards) -> None:
+    if spec.prior is None:
+        return
+    if spec.data.instances is None or spec.data.instances > spec.data.images:
+        raise DataError(f"{data.folder}: does not say which images are the subject's, for objective 'dreambooth'")
+    if spec.prior.weight and spec.data.instances == spec.data.images:
+        raise DataError(f"{data.folder}: no images of the class: add some, or set prior.weight to 0")
 
 
 def start(
@@ -323,31 +362,50 @@ def start(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
         module = build(spec.model, "cpu")
+    parents = []
     if spec.start_from is not None:
-        first = _located(spec.start_from, locate)
+        parents.append(first := _located(spec.start_from, locate))
         _require_same_member(first, spec)
         module.load_state_dict(widened(first.weights(spec.start_from.weights), spec.model))
+    if spec.lora is not None:
+        if layout != PLAIN:
+            raise SpecError("lora: adapters are small, and trained whole on every rank: leave --sharding and the like")
+        lora.attach(module, spec.lora, spec.seed)
     memory_format = torch.channels_last if layout.sharding == "none" else torch.contiguous_format  # shards are flat
     module = module.to(device, memory_format=memory_format).train()  # type: ignore[call-overload]
     module = parallel.apply(module, layout, ranks, spec.precision)
     # What is wrapped block by block has to be called as it is.
-    lean = spec.model.family in LEAN and layout == PLAIN and torch.device(device).type == "cpu"
-    network = LeanForward(module) if lean else from_unet(module)  # type: ignore[arg-type]
-    return TrainState(module, network, Average(module, spec.ema), make_optimizer(module, spec.model, spec.optimizer))
+    lean = spec.model.family in LEAN and layout == PLAIN and torch.device(device).type == "cpu" and not spec.lora
+    forward: Any = LeanForward if lean else from_unet
+    average = Average(module, spec.ema)
+    state = TrainState(module, forward(module), average, make_optimizer(module, spec.model, spec.optimizer))
+    embeds = False
+    if spec.teacher is not None:
+        parents.append(teacher := _located(spec.teacher, locate, "teacher"))
+        teachers.check_teacher(teacher, spec)
+        embeds = teacher.spec.model.guidance_dim is not None
+        state.networks = teachers.networks_of(spec, state.network, average, teacher, forward, device)
+    state.lineage = lineage(spec, parents, embeds) if parents else None
+    return state
 
 
-def _located(ref: CheckpointRef, locate: Callable[[CheckpointRef], Path] | None) -> Checkpoint:
+def _located(
+    ref: CheckpointRef, locate: Callable[[CheckpointRef], Path] | None, field: str = "start_from"
+) -> Checkpoint:
     if locate is None:
-        raise SpecError("start_from names a checkpoint by content, but nothing says where it lies: pass `locate`")
+        raise SpecError(f"{field} names a checkpoint by content, but nothing says where it lies: pass `locate`")
     checkpoint = Checkpoint.load(locate(ref))
     if checkpoint.ref(ref.weights) != ref:
-        raise DataError(f"{checkpoint.folder}: not the checkpoint that start_from names")
+        raise DataError(f"{checkpoint.folder}: not the checkpoint that {field} names")
     return checkpoint
 
 
 def _require_same_member(first: Checkpoint, spec: TrainSpec) -> None:
-    """Raise `DataError` where `first` is not of the spec's member, whether it takes an image or not, or its latents."""
-    if spec.model not in (first.spec.model, first.spec.model.conditioned):
+    """Raise `DataError` where `first` is not of the spec's member, or its latents. The spec's may have inputs that
+    `first` lacks: an image, and guidance."""
+    had = first.spec.model
+    dims = {"guidance_dim": spec.model.guidance_dim} if had.guidance_dim is None else {}
+    if spec.model not in [known.model_copy(update=dims) for known in (had, had.conditioned)]:
         raise DataError(f"{first.folder}: of {first.spec.model}, from which {spec.model} cannot start")
     if first.spec.data.autoencoder != spec.data.autoencoder:
         raise DataError(f"{first.folder}: trained on latents of another autoencoder than the data's: take that one")

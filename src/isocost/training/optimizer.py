@@ -12,7 +12,7 @@ from isocost.specs import ModelSpec, Optimizer
 
 def make_optimizer(module: nn.Module, model: ModelSpec, chosen: Optimizer) -> torch.optim.Optimizer:
     """AdamW, on all weights or beside Muon; `module` is what `model` builds, sharded or not."""
-    weights = dict(module.named_parameters())
+    weights = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
     muon = {name for name, weight in weights.items() if chosen.kind == "muon" and is_hidden_matrix(name, weight)}
     scaled = wide(model) - muon if chosen.lr_scaling == "width" else set()
     optimizer = MuonAdamW(

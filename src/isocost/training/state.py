@@ -7,9 +7,10 @@ FOLDER/checkpoints/000128000/       images seen
     ema.safetensors                 weights to sample from
     raw.safetensors                 weights being trained       \\ a checkpoint is full, and can be
     optimizer.safetensors           AdamW's moments             / resumed from, while it has these
+    adapters.safetensors            of a run with LoRA, which are merged in ema.safetensors: averaged, by layer
     shards/                         instead of the last two, of a sharded run: a safetensors file a rank, as
                                     torch.distributed.checkpoint writes them; any number of ranks can resume
-    state.json                      spec digest, images seen, sha256 of each file, versions
+    state.json                      spec digest, images seen, sha256 of each file, versions, what it came from
     spec.yaml
 
 A kill leaves no damaged checkpoint, so one that is damaged was changed from outside. What scores hang on is never
@@ -24,7 +25,7 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,20 +45,42 @@ from isocost.files import file_digest, replace_folder
 from isocost.models.build import build
 from isocost.optim import PARTS, empty_moment, load_moments, moments
 from isocost.specs import CheckpointRef, TrainSpec
+from isocost.training import lora
 from isocost.training.ema import Average
+from isocost.training.objectives import Networks
 from isocost.training.parallel import ALONE, Ranks, is_sharded
 
 SCHEMA = 1
 EMA, RAW, OPTIMIZER = "ema.safetensors", "raw.safetensors", "optimizer.safetensors"
+ADAPTERS = "adapters.safetensors"
 SHARDS = "shards"
 Weights = Literal["ema", "raw"]
+
+
+@dataclass(frozen=True)
+class Ancestor:
+    """A checkpoint that another one started or learned from, and what its own run took up to then."""
+
+    content_digest: str
+    images_seen: int
+    member: str
+    objective: str
+    train_gflops: float
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Of a run that others came before: its own training of an image, and its ancestors, the oldest first."""
+
+    gflops_per_image: float
+    ancestors: tuple[Ancestor, ...]
 
 
 @dataclass
 class TrainState:
     """All that changes while training. Order, noise and rates are functions of `images_seen`, so they are not here.
 
-    network: the forward pass of `module`, which has the weights.
+    network: the forward pass of `module`, which has the weights. networks: of a distillation, `network` among them.
     """
 
     module: nn.Module
@@ -65,16 +88,22 @@ class TrainState:
     average: Average
     optimizer: torch.optim.Optimizer
     images_seen: int = 0
+    networks: Networks | None = None
+    lineage: Lineage | None = None
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One saved moment of a run. Opening it reads state.json and spec.yaml only."""
+    """One saved moment of a run. Opening it reads state.json and spec.yaml only.
+
+    lineage: None of a run that began from nothing, or before this was kept.
+    """
 
     folder: Path
     spec: TrainSpec
     images_seen: int
     digests: dict[str, str]
+    lineage: Lineage | None = None
 
     @classmethod
     def load(cls, folder: str | Path) -> Checkpoint:
@@ -88,7 +117,7 @@ class Checkpoint:
             spec = specs.load(folder / "spec.yaml", TrainSpec)
             if state["spec"] != spec.digest:
                 raise DataError(f"{folder}: spec.yaml is not the spec that state.json was written for")
-            return cls(folder, spec, int(state["images_seen"]), dict(state["sha256"]))
+            return cls(folder, spec, int(state["images_seen"]), dict(state["sha256"]), _lineage(state.get("lineage")))
         except OSError as error:
             raise DataError(f"{path}: not a checkpoint: {error.strerror or error}") from None
         except (ValueError, KeyError, TypeError) as error:
@@ -130,7 +159,7 @@ class Checkpoint:
 
         Shards are taken as they are: `verify` has read them.
         """
-        state.average.load_state_dict(self._tensors(EMA))
+        state.average.load_state_dict(self._averages())
         if RAW in self.digests:
             own, raw = state.module.state_dict(), self._tensors(RAW)
             raw = {name: like(own[name], tensor) if name in own else tensor for name, tensor in raw.items()}
@@ -139,6 +168,17 @@ class Checkpoint:
         else:
             _load_shards(state, self.folder / SHARDS)
         state.images_seen = self.images_seen
+
+    def _averages(self) -> dict[str, Tensor]:
+        """By parameter of the trained module. With LoRA, the weights beside the adapters are as they ever were."""
+        if self.spec.lora is None:
+            return self._tensors(EMA)
+        adapters = {lora.inner_name(name): tensor for name, tensor in self.adapters().items()}
+        return self._tensors(RAW) | adapters
+
+    def adapters(self) -> dict[str, Tensor]:
+        """Of a run with LoRA, averaged, by layer: `LAYER.lora_A.weight` [r, in], `LAYER.lora_B.weight` [out, r]."""
+        return self._tensors(ADAPTERS)
 
     def _tensors(self, name: str) -> dict[str, Tensor]:
         self._require(self.folder / name, self.digests[name])
@@ -152,6 +192,12 @@ class Checkpoint:
             raise DataError(f"{path}: missing: only the EMA weights of an earlier checkpoint are kept")
         if file_digest(path) != digest:
             raise _damaged(path, "its bytes are not those that were saved")
+
+
+def _lineage(fields: dict[str, Any] | None) -> Lineage | None:
+    if fields is None:
+        return None
+    return Lineage(fields["gflops_per_image"], tuple(Ancestor(**ancestor) for ancestor in fields["ancestors"]))
 
 
 def _damaged(path: Path, how: object) -> DataError:
@@ -180,6 +226,7 @@ class Saving:
         self.final = run / "checkpoints" / f"{state.images_seen:09d}"
         self._temporary = self.final.with_name(f".{self.final.name}.tmp")
         self._spec, self._images_seen, self._ranks = spec, state.images_seen, ranks
+        self._lineage = state.lineage
         ranks.first(self._make_folder)
         files, shards = self._files(state, aside), None
         if is_sharded(state.module):
@@ -216,7 +263,10 @@ class Saving:
     def _files(self, state: TrainState, aside: bool) -> dict[str, dict[str, Tensor]]:
         """Whole tensors by file, on rank 0, on the CPU. Averages are gathered from all ranks."""
         own, average = state.module.state_dict(), state.average.state_dict()
-        files = {EMA: {name: tensor for name, tensor in own.items() if name not in average} | average}
+        averaged = {name: tensor for name, tensor in own.items() if name not in average} | average
+        files = {EMA: averaged}
+        if self._spec.lora is not None:
+            files = {EMA: lora.merged(averaged, self._spec.lora), ADAPTERS: lora.adapters_of(averaged)}
         if not is_sharded(state.module):
             files |= {RAW: own, OPTIMIZER: moments(state.module, state.optimizer)}
         kept: dict[str, dict[str, Tensor]] = {}
@@ -261,7 +311,7 @@ class Saving:
             "images_seen": self._images_seen,
             "sha256": digests,
             "versions": {"isocost": __version__, "torch": torch.__version__},
-        }
+        } | ({"lineage": asdict(self._lineage)} if self._lineage else {})
         try:
             (self._temporary / "state.json").write_text(json.dumps(content, indent=1))
             (self._temporary / "spec.yaml").write_text(self._spec.to_yaml())

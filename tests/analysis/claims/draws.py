@@ -13,7 +13,7 @@ from isocost.analysis.claims.catalogue import CLAIMS
 from isocost.analysis.claims.hypotheses import LEVEL, Hypothesis, Needed, needed
 from isocost.analysis.differences import Influence
 from isocost.analysis.quantity import Errors, Estimates
-from isocost.analysis.sheet import Sheet, _loss
+from isocost.analysis.sheet import Sheet
 
 SIZES = {"s": 1e6, "m": 4e6, "l": 16e6, "x": 64e6}
 NORM_COST = {"s": 0.13, "m": 0.4, "l": 1.0, "x": 2.6}
@@ -73,7 +73,7 @@ class Family:
             values = truth * (1 + trained[score.member]) + images.mean(1)
             arrays |= dict(zip(score.keys, images - images.mean(1, keepdims=True), strict=True))
             sign = 1.0 if truth > 0 and score.slope > 0 else -1.0
-            loss, slope = _loss(values.mean(), sign, None)
+            loss, slope = sign * np.log(values.mean()), sign / values.mean()
             stderr = float(np.sqrt(np.mean(images.var(1, ddof=1) / kept)))
             changed = {"values": tuple(values), "stderr": stderr, "n": kept, "loss": loss, "slope": slope}
             scores.append(replace(score, **changed))

@@ -24,6 +24,12 @@ class Batch(NamedTuple):
     """int64 [B], in 0..T-1."""
     condition: Tensor | None = None
     """Latents of low-resolution images, fp32 [B,C,h,w]; None where the objective takes none."""
+    scales: Tensor | None = None
+    """Guidance scales, fp32 [B], of a student that embeds them; None of others."""
+    null_context: Tensor | None = None
+    """The empty caption's, fp32 [L,D], where `scales` are."""
+    weights: Tensor | None = None
+    """What each image counts, fp32 [B], of DreamBooth; None where all count the same."""
 
 
 Objective = Callable[[Network, Batch, TrainSettings], Tensor]
