@@ -671,9 +671,11 @@ def interpolate(
 def _plan_of(checkpoint: Checkpoint, where: str, **how: Any) -> SamplingPlan:
     """A plan of one checkpoint's EMA weights, on the schedule of its training. Raises `SpecError` where that cannot be
     run with it."""
-    from isocost.sampling.checkpoints import Traits, check_checkpoints
+    from isocost.sampling.checkpoints import DRAWS_NONE, Traits, check_checkpoints
 
     spec = checkpoint.spec
+    if spec.model.takes_image and "guidance" in how:
+        raise SpecError(DRAWS_NONE)
     if spec.model.guidance_dim is not None and "guidance" in how:
         how["guidance"] = how["guidance"] | {"mode": "embedded"}
     fields = {

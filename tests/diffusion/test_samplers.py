@@ -499,6 +499,7 @@ def test_counted_evaluations_are_the_planned_ones(name, guidance):
 def test_evaluations_by_hand():
     assert {name: evaluations(name, 10) for name in SAMPLERS} == {
         "ddim": 10,
+        "ddim_back": 10,
         "ddpm": 10,
         "dpmpp_2m": 10,
         "dpmpp_2m_sde": 10,
@@ -517,7 +518,7 @@ def test_evaluations_by_hand():
 
 
 def test_stochastic():
-    always = ["ddpm", "dpmpp_2m_sde", "lcm"]
+    always = ["ddim_back", "ddpm", "dpmpp_2m_sde", "lcm"]
     assert [name for name in SAMPLERS if stochastic(name, 0.0)] == always
     assert [name for name in SAMPLERS if stochastic(name, 0.5)] == ["ddim", *always]
 

@@ -103,7 +103,6 @@ def test_a_convolution_of_few_pixels_is_a_matrix(size, enlarged):
         ({"act_fn": "gelu"}, "act_fn"),
         ({"resnet_time_scale_shift": "scale_shift"}, "resnet_time_scale_shift"),
         ({"num_class_embeds": 7}, "num_class_embeds"),
-        ({"time_cond_proj_dim": 4}, "time_cond_proj_dim"),
         (
             {
                 "down_block_types": ("SimpleCrossAttnDownBlock2D", "DownBlock2D"),

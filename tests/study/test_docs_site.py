@@ -34,7 +34,8 @@ def blocks(page: str, language: str) -> list[str]:
 
 def commands(page: str) -> list[list[str]]:
     """What follows `$ isocost` in a page, without what only tells a shell where the output goes."""
-    lines = [line for block in blocks(page, "console") for line in block.splitlines() if line.startswith("$ isocost ")]
+    whole = "".join(blocks(page, "console")).replace("\\\n", " ")
+    lines = [line for line in whole.splitlines() if line.startswith("$ isocost ")]
     return [shlex.split(line.partition(" > ")[0], comments=True)[2:] for line in lines]
 
 

@@ -78,7 +78,7 @@ def test_speed_and_utilisation_are_of_the_runs_at_work(tmp_path, monkeypatch):
     member = ladder("micro").members[0]
     monkeypatch.setattr(together, "matmul_peak", lambda device, precision: 1000 * training_flops(member, 8, 32))
     data = SimpleNamespace(latent_shape=(4, 8, 8), context_shape=(32, 64))
-    spec = SimpleNamespace(model=member, images=800, precision="fp32", data=data)
+    spec = SimpleNamespace(model=member, images=800, precision="fp32", data=data, other_evaluations=lambda embeds: 0)
     runs, folders = [SimpleNamespace(spec=spec)] * 3, [tmp_path / name for name in ("done", "begun", "waiting")]
     for folder in folders[:2]:
         folder.mkdir()

@@ -9,6 +9,8 @@ from isocost.diffusion.plans import evaluations_of, serving
 from isocost.errors import SpecError
 from isocost.specs import NoiseSchedule, Prediction, SamplingPlan, TrainSpec
 
+DRAWS_NONE = "this checkpoint upscales images, it draws none from prompts: `isocost upscale`."
+
 
 @dataclass(frozen=True)
 class Traits:

@@ -12,7 +12,7 @@ from isocost.data.prompts import Drawn
 from isocost.encoders.autoencoder import Autoencoder
 from isocost.encoders.text import TextEncoder
 from isocost.errors import SpecError
-from isocost.sampling.checkpoints import require_empty_prompt
+from isocost.sampling.checkpoints import DRAWS_NONE, require_empty_prompt
 from isocost.sampling.engine import Networks, sample_latents, threads
 from isocost.sampling.interpolate import embedded
 from isocost.specs import EngineSpec, SamplingPlan
@@ -59,7 +59,7 @@ def generate(
             checkpoint that upscales images.
     """
     if pipeline.takes_image:
-        raise SpecError("this checkpoint upscales images, it draws none from prompts: `isocost upscale`.")
+        raise SpecError(DRAWS_NONE)
     require_empty_prompt(plan, pipeline.caption_dropout)
     start = time.perf_counter()
     with threads(engine.threads):

@@ -57,9 +57,9 @@ def shown(study: StudySpec, token: str) -> list[Shown]:
     for subject in study.dreambooth.subjects:
         meant, name = f"{token} {subject.noun}".strip(), subject.noun.strip().replace(" ", "-")
         if not token.strip() or not name:
+            asked = (how.prompt or how.prompts[0]).format(meant)
             raise SpecError(
-                f"dreambooth: the prompt of {subject.name}, '{(how.prompt or how.prompts[0]).format(meant)}', is that of "
-                "its class: give a token and a noun."
+                f"dreambooth: the prompt of {subject.name}, '{asked}', is that of its class: give a token and a noun."
             )
         drawn, plain = ([text.format(what) for text in how.prompts] for what in (meant, subject.noun))
         pictures = pictures_of(subject, study)
