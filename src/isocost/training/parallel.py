@@ -173,9 +173,11 @@ def torchrun_ranks(device: str | None = None) -> Iterator[Ranks]:
 def _join(backend: str) -> None:
     """Make torchrun's processes one group. A rank that has joined waits for those that could not: all try again."""
     store, rank, world = next(iter(dist.rendezvous("env://", timeout=LONGEST_WAIT)))  # pyright: ignore[reportPrivateImportUsage]
+    # torchrun's store outlives the processes that it starts again: the addresses of those before must not be taken.
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     outcome = ""
     for number in range(HANDSHAKES):
-        meeting = dist.PrefixStore(f"handshake {number}", store)  # pyright: ignore[reportPrivateImportUsage]
+        meeting = dist.PrefixStore(f"start {start}, handshake {number}", store)  # pyright: ignore[reportPrivateImportUsage]
         if meeting.add("here", 1) == world:
             meeting.set("all here", "")
         meeting.wait(["all here"], LONGEST_WAIT)
