@@ -830,6 +830,7 @@ class Grid(Spec):
         scorer           CLIP that keeps: shipped, a folder, a hub id or 'own'. A metric by the same CLIP is then
                          what is optimised, and no longer judges
         undistilled      of a study that distils: cells of what its members were before, instead of theirs
+        seeds            training seeds whose members these are; None: all of the study's
     """
 
     NEUTRAL: ClassVar[dict[str, Any]] = {
@@ -841,6 +842,7 @@ class Grid(Spec):
         "best_of": (1,),
         "scorer": "scenes-clip-score",
         "undistilled": False,
+        "seeds": None,
     }
     samplers: tuple[str, ...] = ("ddim",)
     steps: tuple[int, ...] = (1, 2, 4, 8, 20)
@@ -856,6 +858,7 @@ class Grid(Spec):
     best_of: tuple[Annotated[int, Field(ge=1)], ...] = (1,)
     scorer: str = "scenes-clip-score"
     undistilled: bool = False
+    seeds: tuple[int, ...] | None = None
 
     def counted(self) -> dict[str, Any]:
         """Spacing None counts as "trailing", as which it was written before it could be None."""
@@ -866,7 +869,7 @@ class Grid(Spec):
         """The members that it names, its guide aside."""
         return (self.stitch.first, self.stitch.then) if self.stitch else self.members or ()
 
-    @field_validator("samplers", "steps", "guidance", "best_of", "members")
+    @field_validator("samplers", "steps", "guidance", "best_of", "members", "seeds")
     @classmethod
     def _each_once(cls, values: tuple | None) -> tuple | None:
         return None if values is None else _distinct(values)
@@ -1065,6 +1068,8 @@ class StudySpec(Spec):
         elif (objective == "superres") != (self.data.degradation is not None):
             raise ValueError("train.objective 'superres' goes with data.degradation: give both, or neither")
         for grid in (*self.grids, *([self.curve] if self.curve else [])):
+            if unknown := set(grid.seeds or ()) - set(self.seeds):
+                raise ValueError(f"a grid is of training seeds {sorted(unknown)}, which are not among `seeds`")
             if grid.undistilled and (objective not in DISTILLED or grid is self.curve):
                 raise ValueError("a grid of `undistilled` members is of a study that distils them, and no curve")
         return self

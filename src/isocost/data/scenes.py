@@ -12,13 +12,18 @@ one is always the first.
 from __future__ import annotations
 
 import hashlib
+import io
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
+from isocost.data.shards import write_shards
 from isocost.errors import SpecError
 from isocost.specs import SceneOptions
 
@@ -485,3 +490,34 @@ def scenes(seed: int, indices: Sequence[int], resolution: int, options: SceneOpt
 def scene(seed: int, index: int, resolution: int, options: SceneOptions) -> Scene:
     """Scene `index`: a function of (seed, index, resolution, options) only."""
     return scenes(seed, [index], resolution, options)[0]
+
+
+def write_scenes(
+    folder: str | Path, images: int, resolution: int, seed: int = 0, options: SceneOptions | None = None
+) -> list[Path]:
+    """Scenes 0 to `images` - 1 as tars of captioned PNGs, `scenes-SEED-*.tar`, with what they show as .json.
+
+    For studies of kind "images", and as photographs for super-resolution. Raises `SpecError` below 16 px.
+    """
+    options = options or SceneOptions()
+    drawn = (
+        one
+        for start in range(0, images, 64)
+        for one in scenes(seed, range(start, min(start + 64, images)), resolution, options)
+    )
+    samples = (
+        {
+            "__key__": f"scene-{seed}-{number:06d}",
+            "png": _png(one.image),
+            "txt": one.caption,
+            "json": json.dumps(one.attributes),
+        }
+        for number, one in enumerate(drawn)
+    )
+    return write_shards(samples, folder, f"scenes-{seed}")
+
+
+def _png(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()

@@ -65,7 +65,7 @@ def dreambooth() -> StudySpec:
         data=data,
         members=micro_members(*WIDTHS),
         start_from=BASE,
-        train=_tuning(),
+        train=tuning(),
         grid=Grid(steps=(20,), guidance=(2.0,)),
         evaluation=Evaluation(metrics=METRICS, select_by="similarity"),
         dreambooth=Subjects(subjects=subjects, prompt=None, prompts=PROMPTS, class_images=36),
@@ -88,7 +88,7 @@ def dreambooth_photos(data: str, base: str = "runs/emoji") -> StudySpec:
         data=study.data,
         members=study.members,
         start_from=base,
-        train=_tuning(),
+        train=tuning(),
         grid=Grid(steps=(20,), guidance=(2.0,)),
         evaluation=study.evaluation.model_copy(update={"metrics": metrics, "select_by": "similarity"}),
         dreambooth=Subjects(subjects=subjects, prompts=SETTINGS, class_images=36),
@@ -96,7 +96,7 @@ def dreambooth_photos(data: str, base: str = "runs/emoji") -> StudySpec:
     )
 
 
-def _tuning() -> TrainSettings:
+def tuning() -> TrainSettings:
     return TrainSettings(
         objective="dreambooth",
         prior=Prior(weight=1.0),

@@ -173,9 +173,10 @@ def expand(
         of_seed = [checkpoint for checkpoint in checkpoints if checkpoint.seed in (seed, None)]
         final = {checkpoint.name: checkpoint for checkpoint in of_seed if not checkpoint.undistilled}
         before = {checkpoint.name: checkpoint for checkpoint in of_seed if checkpoint.undistilled}
-        of_grid = [(grid, before if grid.undistilled else final) for grid in study.grids]
+        grids = [grid for grid in study.grids if _is_of(grid, seed)]
+        of_grid = [(grid, before if grid.undistilled else final) for grid in grids]
         wanted = [(grid, available, list(available), False) for grid, available in of_grid]
-        if study.curve is not None:
+        if study.curve is not None and _is_of(study.curve, seed):
             kept = [one for one in of_seed if one.seed is not None and not one.undistilled]
             wanted += [(study.curve, final | {one.name: one}, [one.name], True) for one in kept]
         for grid, available, names, curve in wanted:
@@ -191,6 +192,10 @@ def expand(
                 cell = Cell(serving, guide, scorer, seed, curve, key)
                 cells.setdefault((cell.sample_key, curve), cell)
     return list(cells.values())
+
+
+def _is_of(grid: Grid, seed: int) -> bool:
+    return grid.seeds is None or seed in grid.seeds
 
 
 class Planned(NamedTuple):
