@@ -48,15 +48,15 @@ def dry_run(study: StudySpec, hardware: Hardware) -> DryRun:
     split over the GPUs."""
     if not study.members or study.train is None:
         raise SpecError(f"{study.name}: no members, so there is nothing to train.")
-    latent_size, of_latents = _latent_size(study)
-    context_length, of_text = _context_length(study)
+    latent_size, of_latents = latent_size_of(study)
+    context_length, of_text = context_length_of(study)
     costs = training_costs(study.members, study.train, latent_size, context_length, hardware)
     speed = f"{hardware.mfu:.0%} of {hardware.peak_tflops:g} TFLOP/s a GPU go into the model's own FLOPs"
     assumptions = (speed, *(line for line in (of_latents, of_text) if line))
     return DryRun(study.name, tuple(costs), len(study.seeds), latent_size, context_length, hardware, assumptions)
 
 
-def _latent_size(study: StudySpec) -> tuple[int, str | None]:
+def latent_size_of(study: StudySpec) -> tuple[int, str | None]:
     """Side of the latents, and what was assumed for it."""
     data = study.data
     if data.autoencoder == "own":
@@ -68,7 +68,7 @@ def _latent_size(study: StudySpec) -> tuple[int, str | None]:
     return data.resolution // 2 ** (len(config["block_out_channels"]) - 1), None
 
 
-def _context_length(study: StudySpec) -> tuple[int, str | None]:
+def context_length_of(study: StudySpec) -> tuple[int, str | None]:
     """Tokens of a caption, and what was assumed for it."""
     data = study.data
     if data.text_encoder == "own" and data.encoder_training is not None:

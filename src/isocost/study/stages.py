@@ -17,10 +17,10 @@ from isocost.errors import SpecError, StoreError, did_you_mean
 from isocost.specs import StudySpec
 from isocost.study import run
 from isocost.study.artifacts import Progress, silent
+from isocost.study.folders import ORDER
 from isocost.study.status import status
 from isocost.study.store import Store, write_atomically
 
-LIST = "paper.json"
 # What a study makes that is known by what it is made of, and so serves another study.
 TRAINED = ("data", "checkpoints", "starts")
 SCORED = ("references", "chunks", "cells", "influence")
@@ -85,7 +85,14 @@ def reproduce(
 def write_list(stages: Sequence[Stage], root: Path) -> None:
     root.mkdir(parents=True, exist_ok=True)
     listed = [{"name": stage.name, "figures": list(stage.figures)} for stage in stages]
-    write_atomically(root / LIST, json.dumps({"stages": listed}, indent=1).encode())
+    write_atomically(root / ORDER, json.dumps({"stages": listed}, indent=1).encode())
+
+
+def figures_of(root: Path) -> dict[str, tuple[str, ...]]:
+    """What `write_list` has listed: stage -> figures; nothing where there is no list."""
+    path = root / ORDER
+    listed = json.loads(path.read_text())["stages"] if path.is_file() else []
+    return {stage["name"]: tuple(stage["figures"]) for stage in listed}
 
 
 def is_done(store: Store, study: StudySpec) -> bool:
@@ -94,7 +101,12 @@ def is_done(store: Store, study: StudySpec) -> bool:
         return False
     if store.study().digest != study.digest:
         raise StoreError(f"{store.path}: holds another study than this stage's: take another folder, or move it away.")
-    return status(store).finished
+    return is_scored(store)
+
+
+def is_scored(store: Store) -> bool:
+    """Whether a store's study has all of its scores."""
+    return store.study_file.is_file() and status(store).finished
 
 
 def carry(source: Store, target: Store, study: StudySpec) -> int:
