@@ -45,8 +45,12 @@ TRAIN, TEST = 101, 102  # seeds of the scenes that stand for photographs
 
 @dataclass(frozen=True)
 class Scale:
-    """How large a paper is. `images`: seen in pretraining; `distilling`: in consistency distillation; `tuning`: in
-    super-resolution and in each stage of guided distillation. `checkpoints`: shares of pretraining at which one is kept, 0.4 being the paper's 200K of 500K steps.
+    """How large a paper is.
+
+    `tuned`: widths of the members tuned for other tasks; `guided`: of those of guided distillation. `images`: seen in
+    pretraining; `distilling`: in consistency distillation; `tuning`: in super-resolution and in each
+    stage of guided distillation. `checkpoints`: shares of pretraining at which one is kept, 0.4 being the paper's 200K
+    of 500K steps.
     """
 
     data: DataSource
@@ -62,17 +66,13 @@ class Scale:
     guidance: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
     pairs: int = 40
     photographs: tuple[int, int] = (1024, 24)
+    tuned: tuple[int, ...] = (8, 16, 32)
     superres_steps: tuple[int, ...] = (1, 2, 4, 8, 20, 50, 100)
     subjects: int = 4
 
     @property
     def precision(self) -> Any:
         return self.engine.dtype
-
-    @property
-    def three(self) -> tuple[int, ...]:
-        """The smallest, the middle and the largest."""
-        return self.widths[0], self.widths[len(self.widths) // 2], self.widths[-1]
 
 
 MICRO = Scale(
@@ -99,6 +99,7 @@ GPU = Scale(
     guidance=(1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0),
     pairs=500,
     photographs=(8192, 64),
+    tuned=(16, 24, 32, 48, 64, 96),
     superres_steps=(1, 2, 4, 6, 8, 10, 20, 50, 100, 250),
     subjects=len(SUBJECTS),
 )
@@ -271,7 +272,7 @@ def _superres(scale: Scale, root: Path) -> StudySpec:
     return StudySpec(
         name="sr",
         data=_crops(scale, root),
-        members=tuple(model.conditioned for model in _members(scale.widths)),
+        members=tuple(model.conditioned for model in _members(scale.tuned)),
         start_from=str(root / PRETRAINING),
         train=TrainSettings(
             objective="superres",
@@ -297,7 +298,7 @@ def _superres_distill(scale: Scale, root: Path) -> StudySpec:
     return StudySpec(
         name="sr-distill",
         data=_crops(scale, root),
-        members=tuple(model.conditioned for model in _members(scale.three)),
+        members=tuple(model.conditioned for model in _members(scale.tuned)),
         start_from=str(root / "sr"),
         train=train.model_copy(update={"caption_dropout": 0.0}),
         grid=Grid(samplers=("lcm",), spacing="lcm", steps=(1, 2, 4, 8)),
@@ -361,7 +362,7 @@ def _dreambooth(scale: Scale, root: Path) -> StudySpec:
     return StudySpec(
         name="dreambooth",
         data=scale.data,
-        members=_members(scale.three),
+        members=_members(scale.tuned),
         start_from=str(root / PRETRAINING),
         train=tuning(),
         grid=Grid(steps=(20,), guidance=(2.0,)),
