@@ -136,6 +136,7 @@ def _stages(scale: Scale) -> tuple[Stage, ...]:
             prepare=lambda root: _write_photographs(scale, root),
         ),
         stage("sr-distill", _superres_distill),
+        stage("trained-on", _trained_on, **again),
         stage("interpolation", _interpolation, "Fig. 24", **again),
         stage("dreambooth", _dreambooth, "Fig. 6"),
         stage("seeds", _seeds, "Fig. 3", "Fig. 9", **again),
@@ -212,6 +213,24 @@ def _distill(scale: Scale, root: Path) -> StudySpec:
     train = _distilling(scale, scale.distilling, objective="consistency", consistency=_CODI)
     grid = Grid(samplers=("lcm",), spacing="lcm", steps=(1, 2, 4, 8), guidance=DISTILLED_SCALES)
     return _distilled(scale, "distill", root / PRETRAINING, scale.widths, train, grid, before=(1, 2, 4, 8, 20))
+
+
+def _trained_on(scale: Scale, root: Path) -> StudySpec:
+    """What students are to be held against, too: their teachers, trained for as many images more as they were before."""
+    students = _distill(scale, root)
+    train = _pretraining(scale, root).train
+    assert train is not None and students.train is not None
+    same = {name: getattr(students.train, name) for name in ("images", "lr_schedule", "ema", "checkpoints")}
+    return students.model_copy(
+        update={
+            "name": "trained-on",
+            "members": _members(scale.tuned),
+            "train": train.model_copy(update=same),
+            "grid": Grid(steps=students.grid.steps, guidance=DISTILLED_SCALES),
+            "extra_grids": (),
+            "curve": None,
+        }
+    )
 
 
 def _guided(scale: Scale, root: Path, name: str, teachers: str, steps: int | None) -> StudySpec:
