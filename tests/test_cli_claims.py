@@ -8,7 +8,8 @@ import pytest
 from isocost.analysis.claims import CLAIMS
 from isocost.cli import main
 
-QUICKSTART = str(Path(__file__).parents[1] / "results" / "quickstart-cpu")
+RESULTS = Path(__file__).parents[1] / "results"
+QUICKSTART, SUPERRES = str(RESULTS / "quickstart-cpu"), str(RESULTS / "sr-cpu")
 
 
 def test_claims_as_json(capsys):
@@ -22,6 +23,28 @@ def test_claims_for_people(capsys):
     main(["claims", QUICKSTART, "--only", "C13", "--only", "C21"])
     out = capsys.readouterr().out
     assert "refuted" in out and "Not testable here" in out and "consistency" in out
+
+
+def test_several_stores(capsys):
+    """Each claim says which it rests on; a folder of stores stands for them."""
+    only = ["--only", "C3", "--only", "C20", "--only", "C21"]
+    main(["claims", QUICKSTART, SUPERRES, *only, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["studies"] == ["quickstart-cpu", "sr-cpu"]
+    assert [verdict["study"] for verdict in found["verdicts"]] == ["quickstart-cpu", "sr-cpu", ""]
+    main(["claims", QUICKSTART, SUPERRES, *only])
+    out = capsys.readouterr().out
+    assert "study" in out and "sr-cpu: FID is KID[efficientnet-lite0]" in out
+
+
+def test_a_folder_of_stores(tmp_path, capsys):
+    (tmp_path / "sweep").symlink_to(QUICKSTART)
+    (tmp_path / "later").mkdir()
+    (tmp_path / "later" / "study.yaml").write_text((Path(QUICKSTART) / "spec.yaml").read_text())
+    main(["claims", str(tmp_path), "--only", "C3", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["verdicts"][0]["study"] == found["studies"][0] and len(found["studies"]) == 1
+    assert any(note.startswith("later: not read: ") for note in found["notes"])
 
 
 def test_the_printed_numbers_with_what_they_contradict(capsys):

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
         ray_cluster,
         recipe,
         report,
+        reproduce,
+        reproduction_cost,
         sample,
         score,
         serve,
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
         table,
         train,
         upscale,
+        variance,
     )
 
 __all__ = [
@@ -60,6 +63,8 @@ __all__ = [
     "ray_cluster",
     "recipe",
     "report",
+    "reproduce",
+    "reproduction_cost",
     "sample",
     "score",
     "serve",
@@ -69,6 +74,7 @@ __all__ = [
     "table",
     "train",
     "upscale",
+    "variance",
 ]
 
 

@@ -9,27 +9,30 @@ isocost.plan("runs/quickstart", budget=3)
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from isocost.errors import SpecError, did_you_mean
+from isocost.errors import SpecError, StoreError, did_you_mean
 from isocost.specs import Budget, EngineSpec, SamplingPlan, StudySpec
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from isocost.analysis.claims import Contradiction, Judgement
+    from isocost.analysis.claims import Contradiction, Judgement, Study
     from isocost.analysis.differences import Influence
     from isocost.analysis.laws import Laws
     from isocost.analysis.planner import Recommendation
+    from isocost.analysis.variance import Variance
     from isocost.data.filters import FilteredIndex
     from isocost.scoring.references import ReferenceSet
     from isocost.scoring.results import Scores
     from isocost.study.dry_run import DryRun
     from isocost.study.encode import Encoded
+    from isocost.study.estimate import StageEstimate
     from isocost.study.executors import Executor
     from isocost.study.search import Settings as Search
     from isocost.study.seconds import Measured
@@ -70,6 +73,8 @@ def load_study(reference: StudyLike, overrides: Mapping[str, Any] | None = None,
         spec, where = recipes.recipe(str(reference), **arguments), str(reference)
     elif Path(reference).is_file():
         spec, where = load(reference, StudySpec), str(reference)
+    elif str(reference) in recipes.PAPERS:
+        raise SpecError(f"'{reference}' is a paper, of several studies: isocost reproduce {reference}")
     else:
         hint = did_you_mean(str(reference), recipes.RECIPES)
         raise SpecError(f"'{reference}' is neither a recipe nor a file.{hint}")
@@ -307,6 +312,94 @@ def sweep(
     return run.sweep(spec, open_store(store or default_store(spec)), workers, progress, executor, search)
 
 
+def reproduce(
+    paper: str,
+    root: str | Path | None = None,
+    only: Sequence[str] | None = None,
+    workers: int | None = None,
+    progress: Progress = _silent,
+    **folders: Any,
+) -> Path:
+    """Do every stage of a paper that is not done, each in a store under `root`, and write what they say together.
+
+    `paper`: "paper-micro", "paper-gpu" or "paper". `root`: default `runs/PAPER`. `only`: some stages by name.
+    `folders`: of data, as the paper takes them (`data`, `coco`, `div2k`). Returns the page; a report of its own is in
+    each store. Call it again to go on after a stop. Raises as `sweep`, and `SpecError` for an unknown stage.
+    """
+    from isocost import recipes
+    from isocost.reporting import from_store
+    from isocost.study import stages
+
+    place = Path(root or Path("runs") / paper)
+    stages.reproduce(
+        recipes.stages(paper, **folders),
+        place,
+        only,
+        workers,
+        progress,
+        done=lambda stage, store: from_store.write(store, store.path),
+    )
+    return paper_page(place)
+
+
+def reproduction_cost(
+    paper: str,
+    root: str | Path | None = None,
+    only: Sequence[str] | None = None,
+    workers: int | None = None,
+    progress: Progress = _silent,
+    **folders: Any,
+) -> list[StageEstimate]:
+    """What each stage of a paper takes: runs, cells, images, FLOPs, and seconds on this machine where it is for a CPU.
+
+    Arguments as for `reproduce`. A little of each kind of work is done, to time it.
+    """
+    from isocost import recipes
+    from isocost.study.estimate import estimate
+    from isocost.study.executors import default_workers
+    from isocost.study.stages import chosen
+
+    listed = recipes.stages(paper, **folders)
+    chosen(listed, only)
+    found = estimate(listed, Path(root or Path("runs") / paper), workers or default_workers(), progress)
+    return [one for one in found if only is None or one.stage in only]
+
+
+def paper_page(root: str | Path) -> Path:
+    """Write ROOT/report.html: the verdict on every claim by all stores under a folder, and a link to each report."""
+    from isocost.reporting.paper_page import write
+
+    return write(Path(root), claims(root))
+
+
+def publish(store: str | Path, out: str | Path) -> dict[str, Any]:
+    """What a repository keeps of a store, or of every store of a paper: see `isocost.study.upkeep.publish`.
+
+    Of a paper each store's is in a folder of its own, and beside them are the page and the claims as JSON: judged by
+    the stores, whose influence values are not published.
+    """
+    import shutil
+    from dataclasses import asdict
+
+    from isocost.files import atomic_write, json_text
+    from isocost.reporting import paper_page as pages
+    from isocost.study import folders, upkeep
+
+    root, place = Path(store), Path(out)
+    stores = folders.stores_in([root])
+    if list(stores.values()) == [root]:
+        return upkeep.publish(open_store(root), place)
+    found = {name: upkeep.publish(open_store(one), place / name) for name, one in stores.items()}
+    verdicts = claims(root)
+    pages.write(root, verdicts, place)
+    with atomic_write(place / "claims.json") as file:
+        file.write(f"{json_text(asdict(verdicts))}\n".encode())
+    if (root / folders.ORDER).is_file():
+        shutil.copy(root / folders.ORDER, place / folders.ORDER)
+    counts = {name: sum(one[name] for one in found.values()) for name in ("scores", "figures")}
+    return {"folder": str(place), "stores": len(found), **counts}
+
+
 def adaptive_search(confidence: float = 0.95, tolerance: float = 0.01, unit: str = "paper", seed: int = 0) -> Search:
     """A `search` for `sweep`: until, with probability `confidence`, full search would at no budget find anything better
     by more than the share `tolerance`. `unit`: of the budgets, "paper" or "gflops". See docs/search.md.
@@ -489,7 +582,7 @@ def _planner_start(budget: float | None, unit: str, metric: str | None, filters:
 
     cost_column(unit)
     limit = Budget.parse({"unit": unit, "limit": budget}, "budget").limit if budget is not None else None
-    kept = {name: [value] if isinstance(value, str) else list(value) for name, value in (filters or {}).items()}
+    kept = {name: [value] if isinstance(value, (str, int)) else list(value) for name, value in (filters or {}).items()}
     return Start(unit, limit, metric, kept)
 
 
@@ -511,40 +604,84 @@ def frontier(
 
 
 def claims(
-    store: str | Path | None,
+    stores: str | Path | Sequence[str | Path] | None,
     metric: str | None = None,
     unit: str = "paper",
     only: Sequence[str] | None = None,
 ) -> Judgement:
     """Every claim of the paper as a verdict: supported, refuted, inconclusive, or not testable on what there is.
 
-    `store`: a folder of results, or what `isocost store publish` wrote of one; None: the numbers that the paper prints,
-    which have no errors. `metric`: what claims on FID are judged by; default: what the study chooses by, where that is
-    a distance. `only`: some claims by id.
+    `stores`: a folder of results, what `isocost store publish` wrote of one, or a folder of such; or several, and each
+    claim is judged where it is best tested (`isocost.analysis.claims.judge_all`). None: the numbers that the paper
+    prints, which have no errors. `metric`: what claims on FID are judged by; default: what the study chooses by, where
+    that is a distance. `only`: some claims by id.
 
     Raises:
         StoreError: no scores there.
         SpecError: an unknown claim, metric or unit; scores by two protocols.
     """
     from isocost.analysis.cells import cost_column
-    from isocost.analysis.claims import judge, printed_table
+    from isocost.analysis.claims import judge, judge_all, printed_table
 
     cost_column(unit)
-    if store is None:
+    if stores is None:
         return judge(printed_table(), None, metric, unit, only)
-    found, influence, metric = _results(store, metric)
-    return judge(found, influence, metric, unit, only)
+    studies, unread = _studies([stores] if isinstance(stores, (str, Path)) else stores, metric)
+    found = judge_all(studies, unit, only)
+    return replace(found, notes=(*found.notes, *unread))
+
+
+def _studies(stores: Sequence[str | Path], metric: str | None) -> tuple[dict[str, Study], list[str]]:
+    """Stores as claims read them, by name, and which of several have no scores yet. Raises where none has."""
+    from isocost.analysis.claims import Study
+    from isocost.study import published
+    from isocost.study.folders import stores_in
+
+    read, failed = {}, {}
+    for name, folder in stores_in([Path(store) for store in stores]).items():
+        try:
+            spec = published.study(folder) if published.is_published(folder) else open_store(folder).study()
+            read[name] = spec, *_results(folder, metric)
+        except StoreError as error:
+            failed[name] = error
+    if failed and not read:
+        raise next(iter(failed.values()))
+    # A store may be called otherwise than where its members' start was looked for: `results/x-cpu` for `runs/x`.
+    called = {spec.name: name for name, (spec, *_) in reversed(read.items())} | {name: name for name in read}
+    starts = {name: Path(spec.start_from or "").name for name, (spec, *_) in read.items()}
+    studies = {name: Study(*results, called.get(starts[name], starts[name])) for name, (_, *results) in read.items()}
+    return studies, [f"{name}: not read: {error}" for name, error in failed.items()]
 
 
 def laws(store: str | Path, metric: str | None = None) -> Laws:
-    """What quality follows: over training, over sampling, the best size and steps for a budget, and crossovers.
+    """What quality follows: over training, over sampling, over images per parameter, the best size and steps for a
+    budget, crossovers, best-of-n at equal cost, and `variance`.
 
     `store` and `metric` as for `claims`. Raises as `claims` does; what cannot be fitted is said in `missing`.
     """
     from isocost.analysis.laws import laws as fitted
 
     found, influence, metric = _results(store, metric)
-    return fitted(found, influence, metric)
+    return fitted(found, influence, metric, _report_prompts(store), axes=True)
+
+
+def variance(store: str | Path, metric: str | None = None) -> Variance:
+    """How much of a metric's variance is size, steps, guidance, training seed, prompts and noise; `frame()` is a table.
+
+    `store` and `metric` as for `claims`. Raises `SpecError` where the store has no full grid of cells.
+    """
+    from isocost.analysis.variance import variance as decomposed
+
+    found, influence, metric = _results(store, metric)
+    return decomposed(found, influence, metric, _report_prompts(store))
+
+
+def _report_prompts(store: str | Path) -> int | None:
+    from isocost.study import published
+    from isocost.study.tables import report_prompts
+
+    is_published = published.is_published(Path(store))
+    return report_prompts(published.study(Path(store)) if is_published else open_store(store).study())
 
 
 def _results(store: str | Path, metric: str | None) -> tuple[pd.DataFrame, Influence | None, str | None]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from isocost.models.memory import Spread
     from isocost.scoring.results import Scores
     from isocost.study.dry_run import DryRun
+    from isocost.study.estimate import StageEstimate
     from isocost.study.status import Status
 
 Report = Callable[[str, float, float, str], None]
@@ -124,19 +125,24 @@ def print_frontier(found: dict[str, Any]) -> None:
 def print_claims(found: Judgement, disagreements: Sequence[str] = ()) -> None:
     """Claims that could be tested as a table, those that could not in lines, then what there is to know."""
     tested = [verdict for verdict in found.verdicts if not verdict.missing]
+    several = len(found.studies) > 1
     if tested:
         shown = Table(title="claims of arXiv 2404.01367", title_justify="left", show_lines=True)
         for name, width in (("", 4), ("claim", 34), ("verdict", 12)):
             shown.add_column(name, width=width, overflow="fold")
+        if several:
+            shown.add_column("study", width=14, overflow="fold")
         shown.add_column("on what", overflow="fold")
         for verdict in tested:
-            shown.add_row(verdict.id, verdict.claim, verdict.verdict, escape(verdict.sentence))
+            where = [escape(verdict.study)] if several else []
+            shown.add_row(verdict.id, verdict.claim, verdict.verdict, *where, escape(verdict.sentence))
         _console().print(shown)
     if len(tested) < len(found.verdicts):
         print("\nNot testable here:")
     for verdict in found.verdicts:
         if verdict.missing:
-            print(f"  {verdict.id:4} {verdict.claim}: needs {verdict.missing}")
+            nearest = f" (nearest: {verdict.study})" if several and verdict.study else ""
+            print(f"  {verdict.id:4} {verdict.claim}: needs {verdict.missing}{nearest}")
     print()
     for line in (*found.notes, *_notes(tested), *disagreements):
         print(f"- {line}")
@@ -150,6 +156,28 @@ def _notes(verdicts: Sequence[Verdict]) -> Iterator[str]:
             claims.setdefault(note, []).append(verdict.id)
     for note, ids in claims.items():
         yield f"{', '.join(ids)}: {note.rstrip('.')}."
+
+
+def print_stages(paper: str, stages: Sequence[StageEstimate], flops_a_second: float) -> None:
+    """A row a stage of a paper: what it is for and what it takes, in minutes here or in hours of a GPU; then in all."""
+    here = all(stage.wall_seconds is not None for stage in stages)
+    shown = Table(title=f"{paper}: what its stages take", title_justify="left")
+    for name in ("stage", "for", "trainings", "cells", "images", "FLOPs", "minutes here" if here else "GPU-hours", ""):
+        words = name in ("stage", "for", "")
+        shown.add_column(name, justify="left" if words else "right", overflow="fold")
+    times = [(stage.wall_seconds or 0.0) / 60 if here else stage.flops / flops_a_second / 3600 for stage in stages]
+    for stage, taken in zip(stages, times, strict=True):
+        counts = [f"{count:,}" for count in (stage.runs, stage.cells, stage.images)]
+        what = ", ".join(stage.figures)
+        shown.add_row(stage.stage, what, *counts, f"{stage.flops:.2g}", f"{taken:,.3g}", "done" if stage.done else "")
+    left = sum(taken for stage, taken in zip(stages, times, strict=True) if not stage.done)
+    _console().print(shown)
+    unit = (
+        "minutes on this machine, whose parts were timed just now"
+        if here
+        else (f"GPU-hours at {flops_a_second / 1e12:.0f} TFLOP/s of the networks' own FLOPs a GPU; encoders aside")
+    )
+    print(f"In all {sum(times):,.0f}, of which {left:,.0f} are left: {unit}.")
 
 
 def print_scores(found: Scores) -> None:

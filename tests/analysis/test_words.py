@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from isocost.analysis.words import checkpoint_name, full_label, sampler_name, short_label
+from isocost.analysis.words import checkpoint_name, full_label, metric_name, sampler_name, short_label
 
 CELL = {"member": "c24", "sampler": "ddim", "steps": 8, "guidance_scale": 2.0}
 STITCHED = {"member": "c8+c24", "checkpoint": "c8+c24", "stages": "c8 for 50% of the steps, then c24"}
@@ -42,3 +42,16 @@ def test_short_labels():
 
 def test_a_stitch_of_one_seed_among_several_keeps_the_seed():
     assert checkpoint_name(CELL | STITCHED | {"checkpoint": "c8+c24 seed 1"}) == f"{STITCHED['stages']} seed 1"
+
+
+@pytest.mark.parametrize(
+    ("metric", "name"),
+    [
+        ("kid[extractor]", "KID[own]"),
+        ("fd[extractor-16]", "FD[own-16]"),
+        ("fd[scenes-clip-score-32]", "FD[scenes-clip-score-32]"),
+        ("accuracy/colour", "accuracy/colour"),
+    ],
+)
+def test_names_of_metrics(metric, name):
+    assert metric_name(metric) == name

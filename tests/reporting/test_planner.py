@@ -8,11 +8,13 @@ import itertools
 import json
 import re
 import shlex
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 
 import isocost
-from isocost.analysis.cells import COSTS, best_guidance
+from isocost.analysis.cells import COSTS, best_guidance, with_plans
 from isocost.analysis.frontier import frontier
 from isocost.analysis.planner import plan, plan_cells
 from isocost.errors import SpecError
@@ -25,6 +27,23 @@ EVIL = 'a red <script>alert("x")</script> & "square"'
 KEY = "c16/0/131072/ddim/2/2"
 
 
+@pytest.fixture(scope="module")
+def varied(world):
+    """The known world with a guide of c16 and with best-of-2 of c8, the first 10% better, the other 30%."""
+    table = with_plans(world.table[~world.table["curve"].astype(bool)])
+    guided = table[(table["member"] == "c16") & (table["guidance_scale"] != 1)]
+    guided = guided.assign(guidance_mode="autoguidance", guide="c8", value=0.9 * guided["value"])
+    limited = guided.assign(guidance_interval="200-800", value=0.95 * guided["value"])
+    chosen = table[(table["member"] == "c8") & (table["sampler"] == "ddim")]
+    chosen = chosen.assign(best_of=2, scorer="scenes-clip-score", value=0.7 * chosen["value"])
+    chosen[list(COSTS.values())] *= 2
+    tables = [world.table]
+    for name, part in (("auto", guided), ("interval", limited), ("two", chosen)):
+        keys = {key: part[key] + f"/{name}" for key in ("sample_key", "score_key")}
+        tables.append(part.assign(**keys))
+    return SimpleNamespace(table=pd.concat(tables, ignore_index=True), influence=world.influence)
+
+
 def made(world, synthetic, **arguments):
     study = isocost.load_study("quickstart")
     return planner(
@@ -33,9 +52,9 @@ def made(world, synthetic, **arguments):
 
 
 @pytest.fixture(scope="module")
-def planned(world, synthetic):
+def planned(varied, synthetic):
     pictures = {KEY: Pictures((EVIL, "a blue circle"), ("data:image/png;base64,AA==", "data:image/png;base64,BB=="))}
-    return made(world, synthetic, pictures=pictures)
+    return made(varied, synthetic, pictures=pictures)
 
 
 @pytest.fixture(scope="module")
@@ -65,22 +84,29 @@ def answered(planned, tmp_path_factory):
     return ask
 
 
-def test_the_page_says_what_plan_says_for_every_budget_unit_metric_and_filter(world, synthetic, planned, answered):
-    filters = [{}, {"member": ["c8"]}, {"sampler": ["ddim"]}, {"member": ["c16", "c64"], "sampler": ["dpmpp_2m"]}]
+def test_the_page_says_what_plan_says_for_every_budget_unit_metric_and_filter(varied, synthetic, planned, answered):
+    filters = [
+        {}, {"member": ["c8"]}, {"sampler": ["ddim"]}, {"member": ["c16", "c64"], "sampler": ["dpmpp_2m"]},
+        {"guiding": ["none", "autoguidance"]}, {"guiding": ["autoguidance interval"]}, {"best_of": [2]},
+        {"guiding": ["cfg"], "best_of": [1, 2], "member": ["c8"]},
+    ]  # fmt: skip
+    world, kept_there = varied, lambda kept: {column: list(map(str, values)) for column, values in kept.items()}
     costs = world.table[list(COSTS.values())].agg(["min", "max"])
-    states = []
+    states, asked = [], []
     for (unit, column), metric, kept in itertools.product(COSTS.items(), (synthetic.FD, synthetic.CLIP), filters):
         low, high = (rounded_up(costs.loc[end, column]) for end in ("min", "max"))
         budgets = [rounded_up(low * (high / low) ** (share / 4)) for share in range(5)]
-        states += [{"unit": unit, "metric": metric, "filters": kept, "budget": budget} for budget in budgets]
+        shown = {"unit": unit, "metric": metric, "filters": kept_there(kept)}
+        states += [shown | {"budget": budget} for budget in budgets]
+        asked += [kept] * len(budgets)
     cells = {
         (metric, json.dumps(kept)): best_guidance(world.table, metric, synthetic.FD, kept, keep_unguided=True)
         for metric in (synthetic.FD, synthetic.CLIP)
         for kept in filters
     }
     shown, told = answered(states), 0
-    for state, found in zip(states, shown["found"], strict=True):
-        offers = cells[state["metric"], json.dumps(state["filters"])]
+    for state, kept, found in zip(states, asked, shown["found"], strict=True):
+        offers = cells[state["metric"], json.dumps(kept)]
         try:
             expected = plan_cells(offers, Budget(unit=state["unit"], limit=state["budget"]), world.influence)
         except SpecError:
@@ -98,7 +124,8 @@ def full(cell):
     return full_label(cell)
 
 
-def test_the_page_s_frontier_is_the_library_s(world, synthetic, planned, answered):
+def test_the_page_s_frontier_is_the_library_s(varied, synthetic, planned, answered):
+    world = varied
     for unit in COSTS:
         (found,) = answered([{"unit": unit, "metric": synthetic.FD, "filters": {}, "budget": 1}])["found"]
         cells = best_guidance(world.table, synthetic.FD, keep_unguided=True)
@@ -116,7 +143,17 @@ def test_budgets_are_rounded_up_alike(answered):
     assert answered(states)["rounded"] == expected == [rounded_up(budget) for budget in budgets]
 
 
-def test_files_hold_what_the_plots_show(world, synthetic, planned):
+def test_filters_have_the_names_that_specs_give_and_their_titles(planned):
+    filters = {found["column"]: found for found in planned.data["filters"]}
+    assert filters["guiding"]["values"] == ["none", "cfg", "autoguidance", "autoguidance interval"]
+    assert filters["guiding"]["names"][-1] == "autoguidance, in an interval"
+    assert (filters["best_of"]["values"], filters["best_of"]["names"]) == (["1", "2"], ["one", "best of 2"])
+    page = static_page(planned)
+    assert 'data-filter="guiding"' in page and "<legend>Images drawn to keep one</legend>" in page
+
+
+def test_files_hold_what_the_plots_show(varied, synthetic, planned):
+    world = varied
     rows = list(csv.DictReader(io.StringIO(planned.files["frontier-gflops.csv"])))
     cells = best_guidance(world.table, synthetic.FD, keep_unguided=True)
     points = frontier(cells, "gflops", world.influence).points

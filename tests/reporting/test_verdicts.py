@@ -1,8 +1,8 @@
 from __future__ import annotations
 
-from isocost.analysis.claims import judge
+from isocost.analysis.claims import Study, judge, judge_all
 from isocost.reporting.page import report
-from isocost.reporting.verdicts import verdicts
+from isocost.reporting.verdicts import claims_section, verdicts
 
 
 def test_the_report_shows_claims_and_laws(world, synthetic, tmp_path):
@@ -17,3 +17,10 @@ def test_the_report_shows_claims_and_laws(world, synthetic, tmp_path):
 
 def test_without_a_distance_there_are_none(world, synthetic):
     assert verdicts(world.table[world.table["metric"] == synthetic.CLIP], None, synthetic.CLIP) == []
+
+
+def test_claims_of_several_studies_say_where_each_was_judged(world):
+    small = world.table[world.table["member"].isin(["c8", "c16"])]
+    found = claims_section(judge_all({"few": Study(small), "all": Study(world.table)}, claims=["C3", "C21"]))
+    assert found.columns == ("", "claim", "here", "study", "why") and found.texts == 5
+    assert [row[0] for row in found.rows] == ["C3"] and found.rows[0][3] == "all" and "C21" in found.note

@@ -38,8 +38,12 @@ def drawn(swept, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def marked(drawn, tmp_path_factory) -> Path:
-    """The same, with markup in a caption."""
+    """The same, with markup in a caption, and a cell that says it is the best of 2."""
     store = Path(shutil.copytree(drawn, tmp_path_factory.mktemp("marked") / "store"))
+    expansion = json.loads((store / "expansion.json").read_text())
+    chosen = next(cell for cell in expansion["cells"] if cell["steps"] == 2 and cell["guidance_scale"] == 1)
+    chosen |= {"best_of": 2, "scorer": "scenes-clip-score"}
+    (store / "expansion.json").write_text(json.dumps(expansion))
     strips = Store(store).strips()
     for strip in strips.values():
         strip["captions"][0] = EVIL
@@ -216,7 +220,7 @@ def test_the_diffusers_snippet_draws_the_same_image_from_the_same_noise(drawn, t
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
-def test_in_a_browser(marked):
+def test_in_a_browser(marked, capsys):
     """Slider, filters, keyboard and a phone's width; no other host is asked, and a caption with HTML stays text."""
     playwright = pytest.importorskip("playwright.sync_api")
     pytest.importorskip("fastapi")
@@ -243,6 +247,20 @@ def test_in_a_browser(marked):
         page.fill("#budget", "3")
         assert page.inner_text("#answer") == isocost.plan(marked, 3, "gflops").sentence
         assert "budget=3" in page.url
+        chip = page.locator('[data-filter="guiding"] label', has_text="no guidance")
+        assert chip.locator("input").is_checked()
+        page.locator('[data-filter="guiding"] label', has_text="CFG").click()
+        assert page.inner_text("#answer") == isocost.plan(marked, 3, "gflops", filters={"guiding": "none"}).sentence
+        assert "guiding=none" in page.url and "--guiding none" in page.inner_text("#isocost")
+        page.locator('[data-filter="best_of"] label', has_text="best of 2").click()
+        kept = {"guiding": "none", "best_of": 1}
+        assert page.inner_text("#answer") == isocost.plan(marked, 3, "gflops", filters=kept).sentence
+        main([*shlex.split(page.inner_text("#isocost").splitlines()[0])[1:], "--json"])
+        assert json.loads(capsys.readouterr().out)["sentence"] == page.inner_text("#answer")
+        chip.locator("input").focus()
+        page.keyboard.press("Space")
+        assert "choose at least one of each" in page.inner_text("#answer")
+        page.keyboard.press("Space")
         page.fill("#budget", "0.0001")
         assert "The cheapest is" in page.inner_text("#answer")
         browser.close()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+
 import numpy as np
 import pytest
 from tests.study.conftest import tiny_study
 
+from isocost import api
 from isocost.analysis.cells import best_guidance
 from isocost.analysis.frontier import frontier
 from isocost.recipes.scenes import micro_members
@@ -143,3 +146,27 @@ def test_the_report_names_them_and_who_judged_what_he_chose(made, tmp_path):
     assert "Best-of-n keeps the image that scenes-clip-score finds closest" in page
     assert "c8 for 50% of the steps, then c16" in page
     assert list((tmp_path / "figures").glob("fig09-cost-paper.png"))
+    assert 'id="variance"' in page and 'id="best-of"' in page and (tmp_path / "figures" / "best-of.png").is_file()
+    sources = [row["source"] for row in csv.DictReader((tmp_path / "variance.csv").open())]
+    assert sources[:3] == ["size", "steps", "guidance"] and "training seed" in sources
+    assert {row["n"] for row in csv.DictReader((tmp_path / "best-of.csv").open())} == {"1", "3"}
+
+
+def test_the_library_answers_what_the_report_shows(made):
+    found = api.laws(made.path)
+    assert {choice.n for point in found.best_of.at for choice in point.choices} == {1, 3}
+    assert api.variance(made.path).frame()["source"].tolist() == [part.source for part in found.variance.components]
+    assert found.variance["size"].variance is not None and "one training seed" in found.variance["training seed"].said
+
+
+@pytest.mark.parametrize(
+    ("filters", "said"),
+    [
+        ({"guiding": "autoguidance"}, "guided by c8"),
+        ({"guiding": "cfg interval"}, "guided at timesteps 200-800"),
+        ({"guiding": "cfg++"}, "CFG++"),
+        ({"guiding": ["none", "cfg++"], "best_of": 3}, "best of 3"),
+    ],
+)
+def test_plan_is_asked_for_a_way_of_guiding_or_for_best_of_n(made, filters, said):
+    assert said in api.plan(made.path, filters=filters).sentence

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from isocost.analysis.frames import DataFrame
-from isocost.analysis.words import UNITS, compact, cost_name, full_label, is_guided, number
+from isocost.analysis.frames import DataFrame, Series
+from isocost.analysis.words import ACTS_AT_1, UNITS, compact, cost_name, full_label, is_guided, number
 from isocost.errors import SpecError, did_you_mean, lookup
 from isocost.scoring.protocols import one_protocol
 from isocost.specs import DISTILLED
@@ -95,7 +95,9 @@ def best_guidance(
     """
     metric = resolve_metric(table, metric)
     select_by = resolve_metric(table, select_by or metric)
-    rows = grid_cells(filtered(with_plans(table), filters)).drop(columns="checkpoint", errors="ignore")
+    table = with_plans(table)
+    table = table.assign(guiding=guiding(table)) if "guiding" in (filters or {}) else table
+    rows = grid_cells(filtered(table, filters)).drop(columns="checkpoint", errors="ignore")
     rows = rows[rows["metric"].isin({metric, select_by}) & rows["split"].isin({"selection", "report"})]
     one_protocol(rows[["metric", *{"protocol", "reference"} & set(rows.columns)]].drop_duplicates().to_dict("records"))
     rows, left_out = _finite(rows)
@@ -150,9 +152,16 @@ def members_by_size(table: DataFrame) -> list[str]:
 def with_plans(table: DataFrame) -> DataFrame:
     """The table with all columns of `PLAIN`, and `objective`, which those made before lack, in part or whole."""
     columns = {"objective": "denoise", **PLAIN}
-    return table.assign(
-        **{name: table[name].fillna(value) if name in table else value for name, value in columns.items()}
-    )
+    filled = {name: table[name].fillna(value) if name in table else value for name, value in columns.items()}
+    return table.assign(**filled).astype({"best_of": int})
+
+
+def guiding(table: DataFrame) -> Series:
+    """How each row is guided, as filters name it: "none", or its mode, and " interval" where that is limited to one."""
+    mode = table["guidance_mode"].astype(object)
+    mode = mode.where(table["guidance_interval"] == "", mode + " interval")
+    acts = (table["guidance_scale"] != 1) | table["guidance_mode"].isin(ACTS_AT_1)
+    return mode.where(acts, "none")
 
 
 def plain(table: DataFrame) -> DataFrame:

@@ -62,7 +62,7 @@ def tied(winner: Series, others: DataFrame, sign: float, compare: Compare) -> tu
 
     A cell without an error estimate ties only where its value is as good.
     """
-    others = others[COMPARED].drop(index=winner.name, errors="ignore")
+    itself = others.index == winner.name
     difference, stderr, paired = compare(winner, others)
     worse = sign * difference - Z95 * np.nan_to_num(stderr) > 0
-    return tuple(others.index[~worse]), bool(paired.all()) and len(others) > 0
+    return tuple(others.index[~worse & ~itself]), bool(paired[~itself].all()) and not itself.all()

@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from isocost.analysis.quantity import Covariance, t_quantile
+from isocost.analysis.quantity import Covariance, Errors, t_quantile
+from isocost.analysis.sheet import Missing, Sheet
 from isocost.analysis.words import number
 from isocost.errors import SpecError
 
@@ -46,6 +47,7 @@ def _columns(*columns: np.ndarray) -> np.ndarray:
 FORMS: dict[str, Form] = {
     "constant": Form("E", 0, lambda n, x, _: _columns(np.ones_like(x))),
     "size alone": Form("E + A N^-a", 1, lambda n, x, e: _columns(np.ones_like(x), np.exp(-e[0] * n))),
+    "x alone": Form("E + B x^-b", 1, lambda n, x, e: _columns(np.ones_like(x), np.exp(-e[0] * x))),
     "compute": Form("E + B (N x)^-b", 1, lambda n, x, e: _columns(np.ones_like(x), np.exp(-e[0] * (n + x)))),
     "logarithmic": Form("E - A log N - B log x", 0, lambda n, x, _: _columns(np.ones_like(x), -n, -x)),
     "power": Form("A N^-a + B x^-b", 2, lambda n, x, e: _columns(np.exp(-e[0] * n), np.exp(-e[1] * x)), floor=False),
@@ -72,6 +74,24 @@ class Points:
 
     def part(self, kept: np.ndarray) -> Points:
         return Points(self.size[kept], self.x[kept], self.value[kept], self.member[kept], self.covariance.part(kept))
+
+
+def points_of(sheet: Sheet, errors: Errors, cells: Sequence[int], x: str) -> tuple[Points, int]:
+    """Report-half values of cells, lower better, with their covariance; and how many training seeds they rest on."""
+    numbers = [sheet.places[cell, sheet.quality, "report"] for cell in cells]
+    scores = [sheet.scores[place] for place in numbers]
+    covariance = errors.covariance(numbers)
+    if not np.all(np.isfinite(covariance.matrix)):
+        raise Missing("scores with errors")
+    sign = np.array([np.sign(score.slope) for score in scores])
+    points = Points(
+        size=np.array([sheet.row(cell)["params"] for cell in cells], float),
+        x=np.array([sheet.row(cell)[x] for cell in cells], float),
+        value=sign * np.array([np.mean(score.values) for score in scores]),
+        member=np.array([score.member for score in scores]),
+        covariance=covariance,
+    )
+    return points, covariance.seeds
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +160,7 @@ class Law:
     @property
     def exponents(self) -> dict[str, tuple[float, float, float]]:
         """Letter -> (value, low, high); intervals of the logarithm, as an exponent is positive."""
-        letters = "b" if self.fit.form == "compute" else "ab"
+        letters = "b" if self.fit.form in ("compute", "x alone") else "ab"
         logs = np.log(self.fit.exponents)
         intervals = [self.fit.interval(logs[:, place]) for place in range(logs.shape[1])]
         return {
@@ -172,30 +192,41 @@ class Law:
         return f"{self.name}: {self.formula}{beside}" + (f", {found}" if found else "") + f"; {held}; {seeds}."
 
 
-def law(points: Points, name: str, x_name: str, seeds: int = 1, forms: Sequence[str] = tuple(FORMS)) -> Law:
+def law(
+    points: Points,
+    name: str,
+    x_name: str,
+    seeds: int = 1,
+    forms: Sequence[str] = tuple(FORMS),
+    each_last: bool = False,
+) -> Law:
     """Choose among forms by what they make of the largest member, and of the largest x, unseen; then fit all points.
 
-    A form that predicts within 5% as well as the best and has fewer terms goes first. Raises `SpecError` for fewer than
-    three members or three values of x.
+    A form that predicts within 5% as well as the best and has fewer terms goes first. `each_last`: the largest x of
+    each member is held out, where members share none. Raises `SpecError` for fewer than three members or three values
+    of x.
     """
     if len(set(points.member)) < 3 or len(set(points.x)) < 3:
         raise SpecError(
             f"{name}: a law needs three members and three values of {x_name} or more; found "
             f"{len(set(points.member))} and {len(set(points.x))}."
         )
-    splits = _splits(points, x_name)
+    splits = _splits(points, x_name, each_last)
     tried = {form: tuple(_predicted(form, *split) for split in splits) for form in forms}
     error = {form: float(np.sqrt(np.mean([part.error**2 for part in parts]))) for form, parts in tried.items()}
     best = next(form for form in forms if error[form] <= 1.05 * min(error.values()))
     return Law(name, x_name, fit(points, best), points, tried[best], error, seeds)
 
 
-def _splits(points: Points, x_name: str) -> list[tuple[str, Points, Points]]:
+def _splits(points: Points, x_name: str, each_last: bool) -> list[tuple[str, Points, Points]]:
     """What is held out, the points that a fit sees then, and those that it does not."""
     largest = points.size == points.size.max()
-    last = points.x == points.x.max()
+    last, what = points.x == points.x.max(), f"{x_name} {number(float(points.x.max()))}"
+    if each_last:
+        last = np.array([x == points.x[points.member == m].max() for m, x in zip(points.member, points.x, strict=True)])
+        what = f"the most {x_name} of each member"
     name = str(points.member[np.argmax(points.size)])
-    parts = [(name, largest), (f"{x_name} {number(float(points.x.max()))}", last)]
+    parts = [(name, largest), (what, last)]
     return [(what, points.part(~held), points.part(held)) for what, held in parts]
 
 
@@ -219,14 +250,24 @@ def fit(points: Points, form: str, draws: int = DRAWS) -> Fit:
     tried = np.array(choices, float).reshape(len(choices), FORMS[form].exponents)
     terms = [FORMS[form].terms(n - centre[0], x - centre[1], tuple(exponents)) for exponents in tried]
     designs = np.stack(terms) * weights[:, None]
-    found, place = _best(designs, points.value[None] * weights, FORMS[form].floor)
+    # In the few directions that any design spans: what lies beside them is as far from all fits.
+    span = _span(designs)
+    reduced = span.T @ designs
+    found, place = _best(reduced, (points.value[None] * weights) @ span, FORMS[form].floor)
     fitted = designs[place[0]] @ found[0] / weights
     scatter = points.covariance.matrix
     excess = _excess(points, fitted, scatter, found.shape[1] + FORMS[form].exponents)
     noise = np.sqrt(excess) * np.random.default_rng(0).standard_normal((draws, len(x))) @ points.covariance.root.T
-    drawn, places = _best(designs, (fitted + noise) * weights, FORMS[form].floor)
+    drawn, places = _best(reduced, ((fitted + noise) * weights) @ span, FORMS[form].floor)
     exponents = tried[np.r_[place, places]]
     return Fit(form, centre, np.concatenate([found, drawn]), exponents, points.covariance.dof, excess)
+
+
+def _span(designs: np.ndarray) -> np.ndarray:
+    """Orthonormal columns [m, rank] that span those of all designs [designs, m, terms]."""
+    columns = np.unique(np.hstack(list(designs)), axis=1)  # many designs share theirs
+    vectors, sizes, _ = np.linalg.svd(columns, full_matrices=False)
+    return vectors[:, sizes > 1e-13 * sizes.max()]
 
 
 def _best(designs: np.ndarray, targets: np.ndarray, floor: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -37,7 +37,9 @@ def frontier(cells: Cells, unit: str = "paper", influence: Influence | None = No
     cheaper_best = ordered["loss"].cummin().shift(fill_value=np.inf)
     points = ordered[ordered["loss"] < cheaper_best].drop(columns="loss")
     compare, costs, others = comparer(influence), rows["cost"].to_numpy(), rows[COMPARED]
-    ties = [tied(point, others[costs <= point["cost"]], cells.sign, compare) for _, point in points.iterrows()]
+    ties = [
+        tied(point, others[costs <= point["cost"] * (1 + 1e-9)], cells.sign, compare) for _, point in points.iterrows()
+    ]
     points = points.assign(ties=[found for found, _ in ties], paired=[paired for _, paired in ties])
     return Frontier(points, cells, unit)
 

@@ -1,27 +1,34 @@
-"""Laws of a results table: over training, over sampling, of the best size and steps for a budget, and crossovers."""
+"""Laws of a results table: over training, over sampling, over images per parameter, of the best size and steps for a
+budget, crossovers, best-of-n at equal cost, and how much of the variance is whose."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from isocost.analysis.best_of import BestOf, best_of
 from isocost.analysis.cells import COSTS
 from isocost.analysis.claims.pretraining import curve_cells
 from isocost.analysis.differences import Influence
-from isocost.analysis.fits import FORMS, Law, Points, law
+from isocost.analysis.fits import FORMS, Law, law, points_of
 from isocost.analysis.frames import DataFrame
 from isocost.analysis.optima import BestGuidance, CrossoverBudget, best_guidance_intervals, crossover_budgets
+from isocost.analysis.per_parameter import PerParameter, per_parameter
 from isocost.analysis.quantity import Errors
 from isocost.analysis.sheet import Missing, Sheet
+from isocost.analysis.variance import Variance, components
 from isocost.analysis.words import metric_name, number
 from isocost.errors import SpecError
 
 SIZES = 60  # tried between the smallest and the largest member
 BUDGETS = 24
-FORMS_OF = {"training": [form for form in FORMS if form != "turning"], "sampling": list(FORMS)}
+FORMS_OF = {
+    "training": [form for form in FORMS if form not in ("turning", "x alone")],
+    "sampling": [form for form in FORMS if form != "x alone"],
+}
 
 
 @dataclass(frozen=True)
@@ -53,12 +60,18 @@ class Laws:
     guidance: tuple[BestGuidance, ...]
     missing: tuple[str, ...]
     notes: tuple[str, ...]
+    per_parameter: PerParameter | None = None
+    best_of: BestOf | None = None
+    variance: Variance | None = None
 
     @property
     def sentences(self) -> tuple[str, ...]:
-        found = [law.sentence for law in (self.training, self.sampling) if law]
-        found += [self.allocation.sentence] if self.allocation else []
-        return (*found, *(f"{cross.unit}: {cross.sentence}" for cross in self.crossovers), *self.missing, *self.notes)
+        laws = (self.training, self.sampling, self.per_parameter, self.allocation)
+        found = [law.sentence for law in laws if law]
+        found += [f"{cross.unit}: {cross.sentence}" for cross in self.crossovers]
+        found += self.best_of.sentences if self.best_of else ()
+        found += [self.variance.sentence] if self.variance else []
+        return (*found, *self.missing, *self.notes)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -68,13 +81,25 @@ class Laws:
             "allocation": asdict(self.allocation) if self.allocation else None,
             "crossovers": [asdict(cross) for cross in self.crossovers],
             "guidance": [asdict(best) for best in self.guidance],
+            "per_parameter": self.per_parameter.as_dict() if self.per_parameter else None,
+            "best_of": self.best_of.as_dict() if self.best_of else None,
+            "variance": self.variance.as_dict() if self.variance else None,
             "missing": list(self.missing),
             "notes": list(self.notes),
         }
 
 
-def laws(table: DataFrame, influence: Influence | None = None, metric: str | None = None) -> Laws:
-    """Fit what a table allows. Raises `SpecError` for an empty table, an unknown metric, and mixed protocols."""
+def laws(
+    table: DataFrame,
+    influence: Influence | None = None,
+    metric: str | None = None,
+    prompts: int | None = None,
+    axes: bool = False,
+) -> Laws:
+    """Fit what a table allows. `axes`: also best-of-n and, with `prompts` as there, variance by source.
+
+    Raises `SpecError` for an empty table, an unknown metric, and mixed protocols.
+    """
     sheet = Sheet.of(table, metric)
     errors = Errors(sheet.scores, influence)
     missing: list[str] = []
@@ -89,6 +114,7 @@ def laws(table: DataFrame, influence: Influence | None = None, metric: str | Non
 
     training = attempt("law of training", lambda: training_law(sheet, errors))
     sampling = attempt("law of sampling", lambda: sampling_law(sheet, errors))
+    ratio = attempt("law of images per parameter", lambda: per_parameter(sheet, errors))
     allocation = attempt("best size and steps", lambda: best_allocation(sampling, sheet)) if sampling else None
     crossovers: list[CrossoverBudget] = []
     for unit in COSTS:
@@ -97,13 +123,16 @@ def laws(table: DataFrame, influence: Influence | None = None, metric: str | Non
             or []
         )
     guidance = attempt("best guidance", lambda: best_guidance_intervals(sheet, errors)) or []
+    chosen = attempt("best of n", lambda: best_of(table, sheet.quality, influence)) if axes else None
+    sources = attempt("variance by source", lambda: components(sheet, influence, prompts)) if axes else None
     one_seed = all(len(score.seeds) == 1 for score in sheet.scores)
     notes = [
         "One training seed: intervals are of these checkpoints, and leave out what another training would give."
     ] * one_seed
     return Laws(
-        sheet.quality, training, sampling, allocation, tuple(crossovers), tuple(guidance), tuple(missing), tuple(notes)
-    )
+        sheet.quality, training, sampling, allocation, tuple(crossovers), tuple(guidance), tuple(missing), tuple(notes),
+        ratio, chosen, sources,
+    )  # fmt: skip
 
 
 def training_law(sheet: Sheet, errors: Errors) -> Law:
@@ -119,24 +148,6 @@ def sampling_law(sheet: Sheet, errors: Errors) -> Law:
     cells = sheet.sampled(sheet.final()).drop_duplicates(["member", "steps"])
     points, seeds = points_of(sheet, errors, [int(cell) for cell in cells.index], "steps")
     return law(points, f"{metric_name(sheet.quality)} by sampling", "steps", seeds, FORMS_OF["sampling"])
-
-
-def points_of(sheet: Sheet, errors: Errors, cells: Sequence[int], x: str) -> tuple[Points, int]:
-    """Report-half values of cells, lower better, with their covariance; and how many training seeds they rest on."""
-    numbers = [sheet.places[cell, sheet.quality, "report"] for cell in cells]
-    scores = [sheet.scores[place] for place in numbers]
-    covariance = errors.covariance(numbers)
-    if not np.all(np.isfinite(covariance.matrix)):
-        raise Missing("scores with errors")
-    sign = np.array([np.sign(score.slope) for score in scores])
-    points = Points(
-        size=np.array([sheet.row(cell)["params"] for cell in cells], float),
-        x=np.array([sheet.row(cell)[x] for cell in cells], float),
-        value=sign * np.array([np.mean(score.values) for score in scores]),
-        member=np.array([score.member for score in scores]),
-        covariance=covariance,
-    )
-    return points, covariance.seeds
 
 
 def best_allocation(found: Law, sheet: Sheet) -> Allocation:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from isocost.analysis.sheet import Score
 
 
+AT_ONCE = 2**22  # numbers of influence values that are summed at a time
+
+
 @dataclass(frozen=True)
 class Quantity:
     """`value`, and d value / d score by number of the score."""
@@ -166,6 +169,7 @@ class Errors:
     def estimates(self, quantities: Sequence[Quantity]) -> Estimates:
         """The errors of the quantities of one claim, which pool their variance over training seeds."""
         found = [self._parts(quantity) for quantity in quantities]
+        image_variance, paired = self._image_variance(quantities, [parts.seeds for parts in found])
         deviations = [part for parts in found for part in parts.deviations]
         squares = [float(np.var(values, ddof=1)) for _, values in deviations if len(values) > 1]
         pooled = float(np.mean(squares)) if squares else 0.0
@@ -174,13 +178,13 @@ class Errors:
         n = [parts.n for parts in found]
         return Estimates(
             value=np.array([parts.value for parts in found]),
-            image_variance=np.array([parts.image_variance for parts in found]),
+            image_variance=image_variance,
             image_dof=np.maximum(np.array(n, float) - 1, 1),
             seed_variance=np.array(seed_variance),
             seed_dof=float(sum(count - 1 for count in trained.values())),
             n=min(n, default=0),
             seeds=min((len(values) for _, values in deviations), default=1),
-            paired=all(parts.paired for parts in found),
+            paired=paired,
         )
 
     def covariance(self, numbers: Sequence[int]) -> Covariance:
@@ -212,7 +216,7 @@ class Errors:
             by_member.setdefault(score.member, []).append(place)
         shared, own, dof = [], [], 0
         for places in by_member.values():
-            seeds = tuple(sorted(set.intersection(*(set(scores[place].seeds) for place in places))))
+            seeds = _shared_seeds([scores[place] for place in places])
             if len(seeds) > 1:
                 # Relative, so that members pool: a seed moves a large distance by more than a small one.
                 values = np.stack(
@@ -234,34 +238,78 @@ class Errors:
         return found, float(dof)
 
     def _parts(self, quantity: Quantity) -> _Parts:
-        """Value on the seeds that all scores of a member share, variance by images, and each member's sum by seed."""
+        """Value on the seeds that all scores of a member share, and each member's sum by seed."""
         by_member: dict[str, list[int]] = {}
         for number in quantity.weights:
             by_member.setdefault(self.scores[number].member, []).append(number)
         value, deviations, seeds = quantity.value, [], {}
         for member, numbers in by_member.items():
-            common = tuple(sorted(set.intersection(*(set(self.scores[number].seeds) for number in numbers))))
-            sums = sum(
-                (quantity.weights[number] * _of_seeds(self.scores[number], common) for number in numbers),
-                np.zeros(len(common)),
-            )
-            overall = sum(quantity.weights[number] * np.mean(self.scores[number].values) for number in numbers)
-            if common:
-                value += float(np.mean(sums) - overall)
+            weights, scores = [quantity.weights[number] for number in numbers], [self.scores[n] for n in numbers]
+            if all(score.seeds == scores[0].seeds for score in scores):
+                common = scores[0].seeds
+                deviations.append((member, np.dot(weights, [score.values for score in scores])))
+            elif common := _shared_seeds(scores):
+                sums = np.dot(weights, [_of_seeds(score, common) for score in scores])
+                value += float(np.mean(sums) - np.dot(weights, [np.mean(score.values) for score in scores]))
                 deviations.append((member, sums))
             seeds |= {number: common or self.scores[number].seeds for number in numbers}
-        variance, paired = self._image_variance(quantity, seeds)
         n = min((self.scores[number].n for number in quantity.weights), default=1)
-        return _Parts(value, variance, n, paired, deviations)
+        return _Parts(value, n, seeds, deviations)
 
-    def _image_variance(self, quantity: Quantity, seeds: Mapping[int, tuple[int, ...]]) -> tuple[float, bool]:
+    def _image_variance(
+        self, quantities: Sequence[Quantity], seeds: Sequence[Mapping[int, tuple[int, ...]]]
+    ) -> tuple[np.ndarray, bool]:
+        """Variances by images [m], and whether all are from influence values."""
+        found = self._paired(quantities, seeds)
+        if found is not None:
+            return found, True
+        each = [self._variance_of(quantity, own) for quantity, own in zip(quantities, seeds, strict=True)]
+        return np.array([variance for variance, _ in each]), all(paired for _, paired in each)
+
+    def _paired(
+        self, quantities: Sequence[Quantity], seeds: Sequence[Mapping[int, tuple[int, ...]]]
+    ) -> np.ndarray | None:
+        """Many at once, from influence values that are all of as many images; None where they are not.
+
+        A claim may have 10,000 quantities: one by one, the calls would take longer than the sums.
+        """
+        places: dict[tuple[int, tuple[int, ...]], int] = {}
+        used = [
+            places.setdefault((number, own[number]), len(places))
+            for quantity, own in zip(quantities, seeds, strict=True)
+            for number in quantity.weights
+        ]
+        counts = np.array([len(quantity.weights) for quantity in quantities])
+        arrays = [self.influence(number, own) for number, own in places]
+        kinds = {
+            (None if array is None else len(array), self.scores[number].n)
+            for (number, _), array in zip(places, arrays, strict=True)
+        }
+        if len(kinds) != 1 or (length := next(iter(kinds)))[0] is None or not counts.all():
+            return None
+        values = np.asarray(arrays)
+        weights = np.array([weight for quantity in quantities for weight in quantity.weights.values()])
+        ends = np.cumsum(counts)
+        variances = np.empty(len(quantities))
+        at_once = max(1, AT_ONCE // (values.shape[1] * int(counts.max())))
+        for first in range(0, len(quantities), at_once):
+            some = slice(first, first + at_once)
+            start, end = ends[some][0] - counts[first], ends[some][-1]
+            terms = weights[start:end, None] * values[used[start:end]]
+            totals = np.add.reduceat(terms, ends[some] - counts[some] - start)
+            variances[some] = _of_means(totals[:, : length[1]])
+            if totals.shape[1] > length[1]:
+                variances[some] += _of_means(totals[:, length[1] :])
+        return variances
+
+    def _variance_of(self, quantity: Quantity, seeds: Mapping[int, tuple[int, ...]]) -> tuple[float, bool]:
         weights = quantity.weights
         arrays = {number: self.influence(number, seeds[number]) for number in weights}
         lengths = {(None if array is None else len(array), self.scores[number].n) for number, array in arrays.items()}
         if len(lengths) == 1 and (length := next(iter(lengths)))[0] is not None:
             total = sum((weights[number] * array for number, array in arrays.items() if array is not None), 0.0)
-            images, references = np.split(np.asarray(total), [length[1]])
-            return _of_mean(images) + (_of_mean(references) if len(references) else 0.0), True
+            images, references = np.split(np.asarray(total)[None], [length[1]], axis=1)
+            return float((_of_means(images) + (_of_means(references) if references.size else 0.0))[0]), True
         errors = np.array([weight * self.scores[number].stderr for number, weight in weights.items()])
         return float(max(np.sum(errors**2), np.sum(errors) ** 2)), False
 
@@ -269,10 +317,13 @@ class Errors:
 @dataclass(frozen=True)
 class _Parts:
     value: float
-    image_variance: float
     n: int
-    paired: bool
+    seeds: dict[int, tuple[int, ...]]
     deviations: list[tuple[str, np.ndarray]]
+
+
+def _shared_seeds(scores: Sequence[Score]) -> tuple[int, ...]:
+    return tuple(sorted(set.intersection(*(set(score.seeds) for score in scores))))
 
 
 def _of_seeds(score: Score, seeds: tuple[int, ...]) -> np.ndarray:
@@ -280,5 +331,6 @@ def _of_seeds(score: Score, seeds: tuple[int, ...]) -> np.ndarray:
     return np.array([value for seed, value in zip(score.seeds, score.values, strict=True) if seed in seeds])
 
 
-def _of_mean(values: np.ndarray) -> float:
-    return float(np.var(values, ddof=1)) / len(values)
+def _of_means(values: np.ndarray) -> np.ndarray:
+    """Variance of the mean of each row."""
+    return np.var(values, axis=1, ddof=1) / values.shape[1]

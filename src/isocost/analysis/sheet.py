@@ -30,7 +30,14 @@ ERRORS_FROM_ZERO = 4.0  # a score nearer to 0 than so many of its standard error
 
 
 class Missing(Exception):
-    """What a claim needs and the table lacks, in words that end no sentence."""
+    """What a claim needs and the table lacks, in words that end no sentence.
+
+    `nothing`: the table has nothing of what the claim is about, so that another table's lack says more.
+    """
+
+    def __init__(self, what: str, nothing: bool = False):
+        super().__init__(what)
+        self.nothing = nothing
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,8 @@ class Sheet:
 
     `places`: (cell, metric, half) -> number of its score. `quality`: the metric that claims on FID are judged by.
     `one_half`: whether the table has no selection half, so that guidance is chosen on the images it is judged by.
-    `left_out`: what could not be used, in sentences.
+    `left_out`: what could not be used, in sentences. Beside other sheets: `study`, its name; `start`, that of the study
+    that trained what its members start from; `first`, what its scores are numbered on from in quantities.
     """
 
     cells: DataFrame
@@ -69,6 +77,9 @@ class Sheet:
     one_half: bool = False
     left_out: tuple[str, ...] = ()
     linear: frozenset[str] = field(default=frozenset())
+    study: str = ""
+    start: str = ""
+    first: int = 0
 
     @classmethod
     def of(cls, table: DataFrame, metric: str | None = None, unit: str = "paper") -> Sheet:
@@ -95,6 +106,7 @@ class Sheet:
         cells = cells[[*CELL, *COSTS.values()]]
         scores, places, linear = _scores(rows.assign(cell=cell))
         metrics = tuple(rows["metric"].unique())
+        left_out += _on_one_half(cells, places, quality)
         return cls(cells, scores, places, quality, metrics, unit, one_half, tuple(left_out), linear)
 
     # --- cells ---
@@ -115,7 +127,7 @@ class Sheet:
         cells = self.trained(objective, guidance)
         cells = cells[cells["images_seen"] == cells.groupby("member")["images_seen"].transform("max")]
         if cells["member"].nunique() < 2:
-            raise Missing(f"{_cells_of(objective)} of two members or more")
+            raise Missing(f"{_cells_of(objective)} of two members or more", nothing=cells.empty)
         return cells
 
     def trained(self, objective: str, guidance: str = "best") -> DataFrame:
@@ -181,12 +193,20 @@ class Sheet:
         if number is None:
             raise Missing(f"{metric or self.quality} of {self.name(cell)}")
         score = self.scores[number]
-        return Quantity(score.loss, {number: score.slope})
+        return Quantity(score.loss, {self.first + number: score.slope})
 
     def seen(self, cell: int, metric: str) -> float:
         """The loss of a cell on the selection half; infinite where it has none."""
         number = self.places.get((cell, metric, "selection"))
         return np.inf if number is None else self.scores[number].loss
+
+    def cells_behind(self, numbers: Iterable[int]) -> set[int]:
+        """The cells whose scores have these numbers in quantities; none for those of other sheets."""
+        return {self._cell_of[number - self.first] for number in numbers if number - self.first in self._cell_of}
+
+    @cached_property
+    def _cell_of(self) -> dict[int, int]:
+        return {number: cell for (cell, _, _), number in self.places.items()}
 
     def name(self, cell: int) -> str:
         row = self.row(cell)
@@ -239,6 +259,16 @@ def _left_out(rows: DataFrame) -> list[str]:
     counts = rows.groupby(["member", "metric"], sort=False).size()
     return [
         f"{count} scores of {member} by {metric} are not finite: left out" for (member, metric), count in counts.items()
+    ]
+
+
+def _on_one_half(cells: DataFrame, places: dict[tuple[int, str, str], int], quality: str) -> list[str]:
+    """Which cells have a score on one half only, and so can't be chosen or can't be judged: a sentence a member."""
+    on = {half: {cell for cell, metric, at in places if (metric, at) == (quality, half)} for half in HALVES}
+    counts = cells.loc[sorted(set.symmetric_difference(*on.values()))].groupby("member", sort=False).size()
+    return [
+        f"{count} cell{'s' * (count > 1)} of {member} without {quality} on one half of the prompts: left out"
+        for member, count in counts.items()
     ]
 
 

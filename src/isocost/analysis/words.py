@@ -18,6 +18,14 @@ SAMPLERS = {
     "unipc": "UniPC",
 }
 METRICS = {"fd": "FD", "fd-infinity": "FD∞", "kid": "KID", "clip": "CLIP score", "cmmd": "CMMD", "is": "IS"}
+ACTS_AT_1 = ("cfg++", "embedded")
+GUIDING = {
+    "none": "no guidance",
+    "cfg": "CFG",
+    "cfg++": "CFG++",
+    "autoguidance": "autoguidance",
+    "embedded": "embedded",
+}  # and each with " interval"
 UNITS = {"paper": "units of paper cost", "gflops": "GFLOPs", "seconds": "seconds"}
 COST_AXES = {
     "paper": "paper cost per image",
@@ -62,9 +70,16 @@ def cost_name(cost: float, unit: str) -> str:
 
 
 def metric_name(metric: str) -> str:
-    """`fd[extractor]` -> `FD[extractor]`; an unknown metric keeps its own name."""
+    """`fd[clip]` -> `FD[clip]`; an unknown metric keeps its own name.
+
+    A network that a study trained for itself lies in a folder called `extractor`, which says nothing: `KID[own]`.
+    """
     head, bracket, rest = metric.partition("[")
-    return METRICS.get(head, head) + bracket + rest
+    return METRICS.get(head, head) + bracket + ("own" + rest.removeprefix("extractor") if _is_own(rest) else rest)
+
+
+def _is_own(extractor: str) -> bool:
+    return extractor == "extractor]" or extractor.startswith("extractor-")  # so many dimensions of it
 
 
 def sampler_name(cell: Mapping[str, Any]) -> str:
@@ -93,7 +108,13 @@ def _choice(cell: Mapping[str, Any]) -> str:
 
 def is_guided(cell: Mapping[str, Any]) -> bool:
     """Whether guidance does anything: at scale 1 only CFG++'s does, and one that is embedded costs the same there."""
-    return cell["guidance_scale"] != 1 or cell.get("guidance_mode") in ("cfg++", "embedded")
+    return cell["guidance_scale"] != 1 or cell.get("guidance_mode") in ACTS_AT_1
+
+
+def guiding_name(way: str) -> str:
+    """`CFG, in an interval`: a way of guiding as `analysis.cells.guiding` names it."""
+    mode, limited, _ = way.partition(" interval")
+    return GUIDING.get(mode, mode) + (", in an interval" if limited else "")
 
 
 def guidance_name(scale: float) -> str:

@@ -11,7 +11,7 @@ import sys
 
 from cyclopts import CycloptsError
 
-from isocost.cli import answers, data, machine, models, recipes, scores, stores, studies, tracking  # noqa: F401  (each registers its commands)
+from isocost.cli import answers, data, machine, models, papers, recipes, scores, stores, studies, tracking  # noqa: F401  (each registers its commands)
 from isocost.cli.parser import app
 from isocost.errors import IsocostError
 

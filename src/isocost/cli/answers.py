@@ -16,26 +16,27 @@ from isocost.errors import SpecError
 @command(
     "isocost claims runs/quickstart",
     "isocost claims results/samplers-cpu --only C3 --only C13",
+    "isocost claims results/samplers-cpu results/sr-cpu results/interpolation-cpu",
     "isocost claims --printed      (the paper's own numbers)",
     "isocost claims runs/mine --metric kid --json",
 )
 def claims(
-    store: Path | None = None,
-    *,
+    *stores: Path,
     printed: Annotated[bool, Parameter(negative=())] = False,
     metric: str | None = None,
     unit: Literal["paper", "gflops", "seconds"] = "paper",
     only: Annotated[list[str] | None, Parameter(negative=())] = None,
     json: Json = False,
 ) -> None:
-    """Judge every claim of the paper by a store: supported, refuted, inconclusive, or not testable there.
+    """Judge every claim of the paper by one store or several: supported, refuted, inconclusive, or not testable there.
 
     Each with its effect, what it rests on, and what would decide it (docs/claims.md).
 
     Parameters
     ----------
-    store
-        Folder of results, or what `isocost store publish` wrote of one.
+    stores
+        Folders of results, or what `isocost store publish` wrote of them, or folders of such. Of several, each claim is
+        judged by the one that tests it best.
     printed
         Judge by the numbers that the paper prints, and say where they disagree.
     metric
@@ -47,9 +48,9 @@ def claims(
     """
     from isocost import api
 
-    if (store is None) != printed:
+    if bool(stores) == printed:
         raise SpecError("claims: give a folder of results, or --printed.")
-    found = api.claims(store, metric, unit, only)
+    found = api.claims(stores or None, metric, unit, only)
     disagreements = [contradiction.sentence for contradiction in api.contradictions()] if printed else []
     if json:
         print_json(asdict(found) | ({"contradictions": disagreements} if printed else {}))

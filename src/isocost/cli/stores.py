@@ -73,11 +73,15 @@ def store_pack(store: Path, out: Path, *, json: Json = False) -> None:
 
 
 @stores.command(
-    name="publish", help_epilogue="Examples:\n  isocost store publish runs/quickstart results/quickstart-cpu"
+    name="publish",
+    help_epilogue="Examples:\n  isocost store publish runs/quickstart results/quickstart-cpu\n"
+    "  isocost store publish runs/paper-micro results/paper-micro",
 )
 def store_publish(store: Path, out: Path, *, json: Json = False) -> None:
-    """Write what a repository keeps of a store: spec, scores, cells, environment and the report's figures."""
-    from isocost.study.store import Store
-    from isocost.study.upkeep import publish
+    """Write what a repository keeps of a store: spec, scores, cells, environment, digests and the report's figures.
 
-    outcome(publish(Store(store), out), json)
+    Of a folder of stores, as `isocost reproduce` makes one: of each, with the verdicts on the paper's claims by all.
+    """
+    from isocost import api
+
+    outcome(api.publish(store, out), json)

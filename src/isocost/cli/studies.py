@@ -236,6 +236,8 @@ def plan(
     metric: str | None = None,
     member: str | None = None,
     sampler: str | None = None,
+    guiding: str | None = None,
+    best_of: int | None = None,
     device: str | None = None,
     dtype: Literal["fp32", "bf16"] | None = None,
     batch: int | None = None,
@@ -259,6 +261,10 @@ def plan(
         Only this member.
     sampler
         Only this sampler.
+    guiding
+        Only this way of guiding: none, cfg, cfg++, autoguidance or embedded, and "cfg interval" where it is limited.
+    best_of
+        Only the best of so many images; 1: one is drawn.
     device
         Seconds as measured there: a part of the device's name, or cpu or cuda. This and the next two: by default as
         near as possible to the study's own engine.
@@ -269,7 +275,8 @@ def plan(
     page
         Write the planner there, one HTML file: every budget, unit and filter, with pictures of the frontier.
     """
-    filters = {name: value for name, value in (("member", member), ("sampler", sampler)) if value is not None}
+    kept = (("member", member), ("sampler", sampler), ("guiding", guiding), ("best_of", best_of))
+    filters = {name: value for name, value in kept if value is not None}
     choices = (("device", device), ("dtype", dtype), ("batch", batch))
     measured = {name: value for name, value in choices if value is not None}
     if page is not None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from isocost.errors import SpecError, did_you_mean, lookup
 from isocost.recipes.axes import axes
-from isocost.recipes.distillation import distill, distill_4, distill_8, distill_16, distill_codi, distill_guided
+from isocost.recipes.distillation import distill, distill_4, distill_8, distill_16, distill_guided, distill_lcm
 from isocost.recipes.dreambooth import dreambooth, dreambooth_photos
 from isocost.recipes.emoji import emoji
 from isocost.recipes.families import dit, flow
@@ -34,7 +34,7 @@ RECIPES: dict[str, Callable[..., StudySpec]] = {
     "sr-base": sr_base,
     "sr": sr,
     "distill": distill,
-    "distill-codi": distill_codi,
+    "distill-lcm": distill_lcm,
     "distill-guided": distill_guided,
     "distill-16": distill_16,
     "distill-8": distill_8,

@@ -29,20 +29,29 @@ GUIDANCE_DIM = 64
 
 
 def distill() -> StudySpec:
-    """Members of the quickstart distilled for 1 to 8 steps, guidance embedded (LCM): half an hour on two cores.
+    """Members of the quickstart distilled for 1 to 8 steps (CoDi, as the paper): half an hour on two cores.
 
     Their teachers are sampled on the same prompts and noise. Of another study: --set start_from=STORE.
     """
-    return _consistency("distill", Consistency(guidance=SCALES), caption_dropout=0.0)
+    longer = {
+        "images": 2 * IMAGES,
+        "checkpoints": (IMAGES // 2, IMAGES),
+        "optimizer": Optimizer(kind="muon", lr=3e-3),
+        "lr_schedule": LrSchedule(kind="cosine", warmup_images=1280),
+        "ema": Ema(halflife_images=IMAGES // 6),
+    }
+    return _consistency("distill", Consistency(setting="codi", distance="l2"), caption_dropout=0.1, **longer)
 
 
-def distill_codi() -> StudySpec:
-    """The same by CoDi, whose students are their own teachers: guidance takes two evaluations, as before."""
-    return _consistency("distill-codi", Consistency(setting="codi", distance="l2"), caption_dropout=0.1)
+def distill_lcm() -> StudySpec:
+    """The same with guidance embedded (LCM): a step takes one evaluation. Its images are those of its teacher's many
+    steps, so where few steps are a teacher's best, as on scenes, CoDi's students are better."""
+    return _consistency("distill-lcm", Consistency(guidance=SCALES), caption_dropout=0.0)
 
 
-def _consistency(name: str, how: Consistency, caption_dropout: float) -> StudySpec:
-    train = TrainSettings(**_SETTINGS, objective="consistency", consistency=how, caption_dropout=caption_dropout)
+def _consistency(name: str, how: Consistency, caption_dropout: float, **settings: Any) -> StudySpec:
+    objective = {"objective": "consistency", "consistency": how, "caption_dropout": caption_dropout}
+    train = TrainSettings(**(_SETTINGS | settings | objective))
     sampling = {"samplers": ("lcm",), "spacing": "lcm"}
     return _study(name, TEACHERS, WIDTHS, train, sampling, steps=(1, 2, 4, 8), before=(1, 2, 4, 8, 20))
 

@@ -163,7 +163,8 @@ def _pretraining(scale: Scale, root: Path) -> StudySpec:
         ),
         grid=Grid(steps=(1, 2, 4, 8, 20), guidance=scale.guidance),
         extra_grids=(
-            Grid(steps=(50, 100), guidance=(1.5,)),
+            Grid(steps=(50,), guidance=BEST),
+            Grid(steps=(100,), guidance=BEST[:1]),
             Grid(samplers=("ddpm",), steps=(4, 8, 20), guidance=BEST),
             Grid(samplers=("dpmpp_2m",), steps=(2, 4, 8, 20), guidance=BEST),
             Grid(steps=(2,), guidance=(1.5,), best_of=(2, 4)),
@@ -212,11 +213,13 @@ def _distill(scale: Scale, root: Path) -> StudySpec:
     """CoDi's students, which take a guidance scale as their teachers do."""
     train = _distilling(scale, scale.distilling, objective="consistency", consistency=_CODI)
     grid = Grid(samplers=("lcm",), spacing="lcm", steps=(1, 2, 4, 8), guidance=DISTILLED_SCALES)
-    return _distilled(scale, "distill", root / PRETRAINING, scale.widths, train, grid, before=(1, 2, 4, 8, 20))
+    study = _distilled(scale, "distill", root / PRETRAINING, scale.widths, train, grid, before=(1, 2, 4, 8, 20))
+    many = Grid(steps=(50,), guidance=BEST, undistilled=True)
+    return study.model_copy(update={"extra_grids": (*study.extra_grids, many)})
 
 
 def _trained_on(scale: Scale, root: Path) -> StudySpec:
-    """What students are to be held against, too: their teachers, trained for as many images more as they were before."""
+    """What students are to be held against, too: their teachers, trained on for as many images as they were."""
     students = _distill(scale, root)
     train = _pretraining(scale, root).train
     assert train is not None and students.train is not None

@@ -15,6 +15,8 @@ from isocost.analysis.distillation import STEPS, students, undistilled
 from isocost.analysis.words import full_label, guidance_name, number, sampler_name, steps_name
 from isocost.data.pairs import enlarged
 from isocost.environment import environment
+from isocost.files import atomic_write
+from isocost.reporting.axes import axes
 from isocost.reporting.distillation import distillation
 from isocost.reporting.downstream import downstream
 from isocost.reporting.dreambooth import write_dreambooth
@@ -68,6 +70,13 @@ def write(store: Store, folder: Path, metric: str | None = None) -> Path:
     upscaled = superres(table, tables.frames(store)) if trained.pairs is not None else None
     for name, plot in (upscaled.plots if upscaled else {}).items():
         save(matplotlib_figure(plot), folder / "figures", name)
+    of_axes, files = axes(table, store.influence, metric, select_by, tables.report_prompts(trained.study))
+    for name, frame in files.items():
+        with atomic_write(folder / name) as file:
+            file.write(frame.to_csv(index=False).encode())
+    for section in of_axes:
+        for name, plot in section.plots.items():
+            save(matplotlib_figure(plot), folder / "figures", name)
     return report(
         table,
         study=trained.study,
@@ -81,7 +90,7 @@ def write(store: Store, folder: Path, metric: str | None = None) -> Path:
         losses=training_losses(trained),
         search=in_words(found) if (found := store.search()) else None,
         superres=upscaled,
-        sections=[*sections, *verdicts(table, store.influence, select_by)],
+        sections=[*sections, *of_axes, *verdicts(table, store.influence, select_by)],
     )
 
 

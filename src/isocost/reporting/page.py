@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from isocost.analysis.best_of import judges_that_chose
 from isocost.analysis.cells import COSTS, Cells, best_guidance
 from isocost.analysis.crossovers import Crossover, crossovers
 from isocost.analysis.differences import Influence
@@ -182,7 +182,7 @@ def notes(table: DataFrame, cells: Cells, front: Frontier) -> list[str]:
         found.append(f"One size, {cells.members[0]}: nothing is said about how quality scales with size.")
     if rows["guidances"].max() == 1:
         found.append("One guidance scale a cell: whether another would do better was not tested.")
-    found += _judges_that_chose(cells)
+    found += judges_that_chose(cells.metric, rows["scorer"])
     if not rows["valid"].astype(bool).all():
         found.append(
             f"{int((~rows['valid'].astype(bool)).sum())} of {len(rows)} cells have too few images for "
@@ -210,17 +210,6 @@ def notes(table: DataFrame, cells: Cells, front: Frontier) -> list[str]:
     if "seconds_per_image" in table and table["seconds_per_image"].notna().any():
         found.append(f"Seconds are {table['seconds_as'].iloc[0]}. Another device, engine or batch may order otherwise.")
     return found
-
-
-def _judges_that_chose(cells: Cells) -> list[str]:
-    """A sentence where the metric's extractor is what best-of-n chose by."""
-    _, _, judge = cells.metric.rstrip("]").partition("[")
-    return [
-        f"Best-of-n keeps the image that {scorer} finds closest to its caption, and {metric_name(cells.metric)} is by "
-        f"{scorer} too: in those cells it is what was optimised, and says little of quality. Judge them by another."
-        for scorer in sorted(set(cells.rows["scorer"]) - {""})
-        if re.fullmatch(rf"{re.escape(scorer)}(-\d+)?", judge)
-    ]
 
 
 def _view(cells: Cells, unit: str, influence: Influence | None) -> UnitView:

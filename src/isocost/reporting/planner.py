@@ -10,24 +10,26 @@ import base64
 import functools
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from isocost.analysis.cells import COSTS, Cells, affordable, best_guidance, resolve_metric
+from isocost.analysis.cells import COSTS, Cells, affordable, best_guidance, guiding, resolve_metric
 from isocost.analysis.differences import COMPARED, Influence, comparer, tied
 from isocost.analysis.frames import DataFrame
 from isocost.analysis.frontier import frontier
 from isocost.analysis.planner import plan_cells, quality_words
 from isocost.analysis.words import (
     COST_AXES,
+    GUIDING,
     SAMPLERS,
     UNITS,
     checkpoint_name,
     full_label,
+    guiding_name,
     is_guided,
     metric_name,
     number,
@@ -42,7 +44,8 @@ from isocost.reporting.plots import MARKERS, PALETTE
 from isocost.reporting.snippets import snippets
 from isocost.specs import Budget, StudySpec
 
-FILTERS = ("member", "sampler")  # columns of the table that the page, as `isocost plan`, can restrict
+# What the page, as `isocost plan`, can restrict: columns of cells, and what the page calls them.
+FILTERS = {"member": "Models", "sampler": "Samplers", "guiding": "Guidance", "best_of": "Images drawn to keep one"}
 PROMPT = "a large red circle in the centre on a blue background"
 
 
@@ -146,7 +149,8 @@ def _views(table: DataFrame, select_by: str, first: str | None) -> dict[str, Cel
     found = {}
     for name in dict.fromkeys([first or select_by, select_by, *sorted(names)]):
         try:
-            found[name] = best_guidance(table, name, select_by, keep_unguided=True)
+            cells = best_guidance(table, name, select_by, keep_unguided=True)
+            found[name] = replace(cells, rows=cells.rows.assign(guiding=guiding(cells.rows)))
         except SpecError:
             if not found:
                 raise
@@ -173,6 +177,8 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
         "way": [sampler_name(row) for row in rows],
         "steps": [int(row["steps"]) for row in rows],
         "guidance": [number(row["guidance_scale"]) if is_guided(row) else "none" for row in rows],
+        "guiding": [row["guiding"] for row in rows],
+        "best_of": [str(row["best_of"]) for row in rows],
         "seconds_as": [str(row.get("seconds_as", "")) for row in rows[:1]],
         **{unit: [_or_none(row[column]) for row in rows] for unit, column in COSTS.items()},
     }
@@ -217,8 +223,8 @@ def _shown(cells: Cells, places: Mapping[str, int], influence: Influence | None)
 
 
 def _possible_winners(cells: Cells) -> list[int]:
-    """Rows that win at some budget, in some unit, under some filter: those that beat every cheaper one of their own
-    member and sampler."""
+    """Rows that win at some budget, in some unit, under some filter: those that beat every cheaper one that no filter
+    tells from them."""
     found: set[int] = set()
     for unit in _units(cells):
         rows = affordable(cells, unit)
@@ -238,9 +244,19 @@ def _unit(cells: Cells, unit: str) -> dict[str, Any]:
 
 def _filter(rows: Sequence[Mapping[str, Any]], column: str) -> dict[str, Any]:
     """The values of a column, members smallest first."""
-    ordered = sorted(rows, key=lambda row: (row["params"], str(row[column]))) if column == "member" else rows
+    order: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+        "member": lambda row: (row["params"], str(row[column])),
+        "guiding": lambda row: ([*GUIDING].index(row[column].removesuffix(" interval")), row[column]),
+        "best_of": lambda row: row[column],
+    }
+    ordered = sorted(rows, key=order[column]) if column in order else rows
     values = list(dict.fromkeys(str(row[column]) for row in ordered))
-    return {"column": column, "values": values, "names": [SAMPLERS.get(value, value) for value in values]}
+    names = {
+        "sampler": lambda value: SAMPLERS.get(value, value),
+        "guiding": guiding_name,
+        "best_of": lambda value: "one" if value == "1" else f"best of {value}",
+    }.get(column, str)
+    return {"column": column, "title": FILTERS[column], "values": values, "names": [names(value) for value in values]}
 
 
 def _maps(best: Cells) -> list[dict[str, Any]]:
@@ -277,7 +293,7 @@ def _answer(offers: Cells, started: Mapping[str, Any], influence: Influence | No
     """What the page says before anything is chosen, and where no JavaScript runs."""
     kept = np.logical_and.reduce(
         [np.ones(len(offers.rows), bool)]
-        + [offers.rows[column].isin(values) for column, values in started["filters"].items()]
+        + [offers.rows[column].astype(str).isin(values) for column, values in started["filters"].items()]
     )
     cells = replace(offers, rows=offers.rows[kept])
     return plan_cells(cells, Budget(unit=started["unit"], limit=started["budget"]), influence).sentence

@@ -25,11 +25,15 @@ def claims_section(judgement: Judgement) -> Section:
     """Every claim that could be tested, with its verdict; the others are counted."""
     tested = [verdict for verdict in judgement.verdicts if not verdict.missing]
     untested = [verdict.id for verdict in judgement.verdicts if verdict.missing]
-    rows = tuple((found.id, found.claim, found.verdict, found.sentence) for found in tested)
+    several = len(judgement.studies) > 1  # then each row says which it rests on
+    columns = ("", "claim", "here", *(["study"] if several else []), "why")
+    rows = tuple(
+        (found.id, found.claim, found.verdict, *([found.study] if several else []), found.sentence) for found in tested
+    )
     said = f"Each claim of the paper as a test on these results; all together err in {judgement.level:.0%} at most."
     note = f"Not testable here: {', '.join(untested)}; `isocost claims` says what each lacks." if untested else ""
     notes = " ".join([note, *judgement.notes]).strip()
-    return Section("claims", "What the paper claims", {}, ("", "claim", "here", "why"), rows, (said,), notes, texts=4)
+    return Section("claims", "What the paper claims", {}, columns, rows, (said,), notes, texts=len(columns))
 
 
 def laws_section(found: Laws) -> Section:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from isocost.study.superres import crops_as_prompts, low_resolution, start_folde
 from isocost.study.together import AS_SPECIFIED, Training, speed_of, train_member, train_together
 from isocost.training import loop
 from isocost.training.lineage import training_gflops
+from isocost.training.parallel import ALONE, PLAIN
 from isocost.training.state import Checkpoint
 
 Progress = Callable[[str, float, float, str], None]
@@ -155,6 +156,7 @@ def train_runs(
     training: Training = AS_SPECIFIED,
 ) -> None:
     """Train what is not trained yet, largest first: a process each, or one after the other by all ranks."""
+    training = replace(training, threads=_threads(len(runs), executor, training))
     todo = [run for run in runs if not loop.is_finished(run_folder(store, run), run.spec)]
     todo.sort(key=lambda run: parameters(run.model), reverse=True)
     folders = [run_folder(store, run) for run in todo]
@@ -171,6 +173,15 @@ def train_runs(
         Processes(1).run(train_together, tasks, on_done=report, on_wait=report)
     else:
         executor.run(train_member, tasks, on_done=report, on_wait=report)
+
+
+def _threads(runs: int, executor: Executor, training: Training) -> int:
+    """Of each training, where a study has fewer members than this machine has workers.
+
+    By all members, not by those that are left to train: it moves last bits, and a study gone on with keeps its own.
+    """
+    here = isinstance(executor, Processes) and training.ranks == ALONE and training.layout == PLAIN
+    return max(1, executor.workers // max(runs, 1)) if here else 1
 
 
 def kept_checkpoints(store: Store, run: Run, refs: EncoderRefs) -> list[StudyCheckpoint]:

@@ -80,9 +80,9 @@ class Workload:
 
 def workload(study: StudySpec, done: StudySpec | None = None) -> Workload:
     """What a study asks for; less what `done`, a study that it continues, has trained and sampled for it."""
-    runs, cells = _expanded(study)
+    known_runs, known_cells = expanded(done) if done is not None else ([], [])
+    runs, cells = expanded(study, {(run.model.name, run.seed): _final(run) for run in known_runs})
     if done is not None:
-        known_runs, known_cells = _expanded(done)
         runs = [run for run in runs if run.spec.digest not in {known.spec.digest for known in known_runs}]
         if done.evaluation == study.evaluation:
             cells = [cell for cell in cells if cell.sample_key not in {known.sample_key for known in known_cells}]
@@ -124,8 +124,11 @@ def _of_dreambooth(study: StudySpec, found: Workload, runs: list[Run]) -> Worklo
     return found
 
 
-def _expanded(study: StudySpec) -> tuple[list[Run], list[grid.Cell]]:
-    """Its runs and cells, on checkpoints that stand for those it will have."""
+def expanded(
+    study: StudySpec, finals: Mapping[tuple[str, int], CheckpointRef] | None = None
+) -> tuple[list[Run], list[grid.Cell]]:
+    """Its runs and cells, on checkpoints that stand for those it will have; `finals`: for those that members start
+    from, by name and seed."""
     side, length = latent_size_of(study)[0], context_length_of(study)[0]
     first = study.members[0]
     data = DataSpec(
@@ -138,7 +141,8 @@ def _expanded(study: StudySpec) -> tuple[list[Run], list[grid.Cell]]:
         text_encoder=study.data.text_encoder,
         degradation=study.data.degradation,
     )
-    starts = {(model.name, seed): _start(model, seed) for model in study.members for seed in study.seeds}
+    wanted = [(model.name, seed) for model in study.members for seed in study.seeds]
+    starts = {key: (finals or {}).get(key) or _stand_in("start", *key) for key in wanted}
     runs = grid.runs(study, data, starts if study.start_from else None)
     if study.dreambooth is not None:
         return runs, []
@@ -148,15 +152,19 @@ def _expanded(study: StudySpec) -> tuple[list[Run], list[grid.Cell]]:
     return runs, grid.expand(study, checkpoints, scorers, prompts)
 
 
-def _start(model: ModelSpec, seed: int) -> CheckpointRef:
-    return CheckpointRef(content_digest=digest_of(["start", model.name, seed]), images_seen=1)
+def _stand_in(*what: object, images: int = 1) -> CheckpointRef:
+    return CheckpointRef(content_digest=digest_of([*what, images]), images_seen=images)
+
+
+def _final(run: Run) -> CheckpointRef:
+    return _stand_in(run.spec.digest, images=run.spec.images)
 
 
 def _checkpoints(study: StudySpec, run: Run) -> Iterator[StudyCheckpoint]:
     traits = Traits.of(run.spec)
     where = (ANYWHERE, study.data.autoencoder, study.data.text_encoder)
     for images in sorted({*run.spec.checkpoints, run.spec.images}):
-        ref = CheckpointRef(content_digest=digest_of([run.spec.digest, images]), images_seen=images)
+        ref = _stand_in(run.spec.digest, images=images)
         yield StudyCheckpoint(run.model.name, run.model, run.seed, ref, traits, *where)
     if run.spec.teacher is not None:
         plain = dataclasses.replace(traits, objective="denoise", embeds_guidance=False, rounds_to=None, between=False)

@@ -359,6 +359,9 @@ class Store:
     def influence(self, score_key: str) -> np.ndarray | None:
         """Influence values of a score as float64: of its n images, in order of place, then of the reference's images
         where that is a small sample. None where the metric has none."""
+        known = next((pack for pack in self._packs.values() if score_key in pack.rows), None)
+        if known is not None and known.path.is_file():  # packs are immutable, but another process may prune them
+            return known[score_key]
         path = self.influence_path(score_key)
         if path.is_file():
             return np.load(path, allow_pickle=False).astype(np.float64)

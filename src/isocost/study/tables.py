@@ -7,8 +7,11 @@ from typing import Any
 
 import pandas as pd
 
-from isocost.errors import StoreError
+from isocost.data.prompts import prompt_list
+from isocost.errors import IsocostError, StoreError
 from isocost.scoring.metrics import label
+from isocost.scoring.protocols import is_protocol
+from isocost.specs import StudySpec
 from isocost.study.seconds import Wanted, cell_seconds
 from isocost.study.store import Store
 
@@ -65,6 +68,21 @@ def metric_label(store: Store, name: str) -> str:
     """What a metric of the study's own spec is called in its table: `fd` -> `fd[scenes-clip-score-32]`."""
     labels = {metric["asked"]: metric["label"] for metric in store.expansion()["metrics"]}
     return labels.get(name, name)
+
+
+def report_prompts(study: StudySpec) -> int | None:
+    """How many distinct prompts the report half has, where its images are twice as many or more; else None.
+
+    None too where the list of prompts is not at hand. A protocol's prompts, crops and ways have an image each.
+    """
+    evaluation = study.evaluation
+    if study.data.degradation is not None or evaluation.between is not None or is_protocol(evaluation.prompts):
+        return None
+    try:
+        distinct = prompt_list(evaluation.prompts, study.data).of_half("report").period
+    except IsocostError:  # a file, or a folder of captions, that lies elsewhere
+        return None
+    return distinct if distinct and evaluation.images >= 4 * distinct else None
 
 
 def _current(scores: pd.DataFrame, specs: list[dict[str, Any]]) -> pd.DataFrame:

@@ -30,6 +30,7 @@ class Training:
     ranks: Ranks = ALONE
     layout: Layout = PLAIN
     save_aside: bool = False
+    threads: int = 1
 
 
 AS_SPECIFIED = Training()
@@ -48,6 +49,7 @@ def train_member(spec: TrainSpec, data: Path, folder: Path, training: Training) 
         ranks=how.ranks,
         layout=how.layout,
         save_aside=how.save_aside,
+        threads=how.threads,
     )
 
 
@@ -60,7 +62,7 @@ def train_together(spec: TrainSpec, data: Path, folder: Path, training: Training
 def speed_of(runs: Sequence[Run], folders: Sequence[Path], seen: Sequence[int], training: Training) -> list[str]:
     """Images a second of the runs at work, together, and their MFU; empty before their second step.
 
-    MFU is of as many processes as are at work, each at `matmul_peak`.
+    MFU is of as many processes and threads as are at work, each at `matmul_peak`.
     """
     rates = [
         (run.spec, images_per_second(folder))
@@ -71,7 +73,7 @@ def speed_of(runs: Sequence[Run], folders: Sequence[Path], seen: Sequence[int], 
     if not rates:
         return []
     shares = [rate * _flops(spec) / matmul_peak(training.ranks.device, spec.precision) for spec, rate in rates]
-    mfu = sum(shares) / (len(shares) * training.ranks.world)
+    mfu = sum(shares) / (len(shares) * training.ranks.world * training.threads)
     return [f"{sum(rate for _, rate in rates):,.0f} images/s, MFU {mfu:.0%}"]
 
 

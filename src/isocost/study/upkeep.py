@@ -14,11 +14,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from isocost.encoders.latents import data_spec, read_header
 from isocost.errors import DataError, StoreError
 from isocost.processes import is_alive
-from isocost.specs import canonical_json
+from isocost.specs import Score, canonical_json
 from isocost.study.influence import SCORES_A_PACK
 from isocost.study.store import Store, write_atomically
+
+# Parts of an expansion whose rows have scores.
+SCORED = ("cells", "halves", "frames", "sets")
 
 # What can be had again from the rest, or belongs to one machine: not carried by merge or pack.
 DERIVED = {"index.parquet", "index.json", "costs.json", "report.html"}
@@ -73,7 +79,7 @@ def prune(store: Store, dry_run: bool = False) -> dict[str, Any]:
     while any of their scores is.
     """
     expansion = store.expansion()
-    wanted = {cell["sample_key"] for part in ("cells", "halves", "frames") for cell in expansion[part]}
+    wanted = {row["sample_key"] for part in SCORED for row in expansion[part]}
     if not expansion["cells"]:
         raise StoreError(f"{store.path}: the study's cells are not known yet; nothing can be pruned.")
     leftovers = [path for path in store.path.rglob(".*.tmp-*") if not _is_being_written(path)]
@@ -149,10 +155,13 @@ def pack(store: Store, out: Path) -> dict[str, Any]:
 def publish(store: Store, out: Path) -> dict[str, Any]:
     """What a paper or a repository keeps of a store: spec, all scores, what their cells are, environment, figures.
 
-    `scores.json` is the list of Score objects; `cells.json` says what each sample key is and costs, `frames.json` which
-    are floor and ceiling of super-resolution. A file of more than `READABLE` bytes is compressed, with the suffix .gz.
+    `scores.json` is the list of Score objects, of the study's own cells; `cells.json` says what each sample key is and
+    costs, `frames.json` which are floor and ceiling of super-resolution; `digests.json` has what it was computed from:
+    the study, its training data, prompts, references and extractors, by content. A file of more than `READABLE` bytes
+    is compressed, with the suffix .gz.
     """
-    scores = [score for _, score in store.scores()]
+    own = {row["sample_key"] for part in SCORED for row in store.expansion()[part]}
+    scores = [score for _, score in store.scores() if score.sample_key in own]
     if not scores:
         raise StoreError(f"{store.path}: no scores to publish yet.")
     plain = [score.model_dump(mode="json") for score in scores]
@@ -162,6 +171,7 @@ def publish(store: Store, out: Path) -> dict[str, Any]:
         "scores.json": _json_lines(plain),
         "cells.json": _json_lines(store.expansion()["cells"]),
         "environment.json": json.dumps(list(environments.values()), indent=1),
+        "digests.json": json.dumps(_digests(store, scores), indent=1),
     }
     if (store.path / "baselines.json").is_file():
         contents["baselines.json"] = (store.path / "baselines.json").read_text()
@@ -174,6 +184,21 @@ def publish(store: Store, out: Path) -> dict[str, Any]:
     for path in figures:
         write_atomically(out / "figures" / path.name, path.read_bytes())
     return {"folder": str(out), "scores": len(scores), "figures": len(figures)}
+
+
+def _digests(store: Store, scores: Sequence[Score]) -> dict[str, Any]:
+    """What a study's results were computed from, by content."""
+    specs = [score.score_spec for score in scores]
+    headers = sorted((store.path / "data").glob("*/header.json"))
+    keys = sorted({score.sample_key for score in scores})
+    prompts = next((path for key in keys if (path := store.chunk_path(key, 0).with_name("key.yaml")).is_file()), None)
+    return {
+        "study": store.study().digest,
+        "training data": [data_spec(read_header(path.parent)).canonical() for path in headers],
+        "prompts": yaml.safe_load(prompts.read_text())["promptset"] if prompts else None,
+        "references": sorted({spec.reference for spec in specs if spec.reference}),
+        "extractors": sorted({spec.extractor for spec in specs if spec.extractor}),
+    }
 
 
 def _json_lines(values: Sequence[Any]) -> str:

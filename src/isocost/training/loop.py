@@ -7,7 +7,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from isocost.training.objectives import OBJECTIVES, Batch, dreambooth, takes_ima
 from isocost.training.optimizer import make_optimizer
 from isocost.training.parallel import ALONE, PLAIN, Layout, Ranks
 from isocost.training.state import EMA, Checkpoint, Saving, TrainState
+from isocost.training.threads import Threads
 from isocost.training.timesteps import draw_timesteps
 
 REPLAY = ".replay"  # in a run's folder
@@ -54,6 +55,7 @@ def train(
     ranks: Ranks = ALONE,
     layout: Layout = PLAIN,
     save_aside: bool = False,
+    threads: int = 1,
 ) -> Path:
     """Train a member to `spec.images` images seen, and return the folder of its final checkpoint.
 
@@ -68,6 +70,8 @@ def train(
     locate: finds the checkpoints of `spec.start_from` and `spec.teacher`.
     ranks, layout: the processes that train together, each of which calls this, and how weights are spread over them.
     save_aside: training goes on while a copy of the state is written. What fails there is raised at a later step.
+    threads: how many share each batch, a core each (see `isocost.training.threads`): for a run that has the machine to
+    itself, on a CPU, unsharded.
 
     On SIGTERM or SIGINT, to any rank, the state is saved and `SystemExit` raised. Raises `TrainingError` when the loss
     is not finite or a disk is full, naming the checkpoint that is left; `DataError` for data that the spec was not made
@@ -77,11 +81,13 @@ def train(
     _check(spec, data)
     teachers.check(spec, layout)
     parallel.check(layout, ranks, spec.batch, spec.accumulation)
+    if threads > 1 and (layout != PLAIN or torch.device(device).type != "cpu"):
+        raise SpecError("threads that share a batch are for whole members on a CPU: leave `threads` at 1")
     save_every = save_every_images or max(spec.images // 20, 1)
     with ExitStack() as held:
         ranks.first(lambda: _hold(folder, held))
         stop = held.enter_context(stop_signals(patient=ranks.world > 1))
-        way = _Way(device, progress, keep_last, save_every, locate, stop, ranks, layout, save_aside)
+        way = _Way(device, progress, keep_last, save_every, locate, stop, ranks, layout, save_aside, threads)
         if spec.images in ranks.first(lambda: lost_checkpoints(folder, spec)):
             _run(spec, data, folder, spec.images, way)
         if lost := ranks.first(lambda: lost_checkpoints(folder, spec)):
@@ -108,6 +114,7 @@ class _Way:
     ranks: Ranks
     layout: Layout
     save_aside: bool
+    threads: int
 
 
 def _run(spec: TrainSpec, data: LatentShards, folder: Path, until: int, way: _Way) -> None:
@@ -115,9 +122,11 @@ def _run(spec: TrainSpec, data: LatentShards, folder: Path, until: int, way: _Wa
     ranks = way.ranks
     state = start(spec, way.device, way.locate, ranks, way.layout)
     _resume(state, spec, folder, ranks)
-    with _Recorder(spec, folder, state.images_seen, way) as recorder:
+    with ExitStack() as held:
+        threads = held.enter_context(sharing(state, way.threads))
+        recorder = held.enter_context(_Recorder(spec, folder, state.images_seen, way))
         while state.images_seen < until:
-            line = step(state, spec, data, folder, ranks)
+            line = step(state, spec, data, folder, ranks, threads)
             stopping = recorder.record(line)
             if stopping or _is_due(state.images_seen, spec, way.save_every):
                 recorder.save(state, wait=stopping or state.images_seen >= until)
@@ -125,9 +134,16 @@ def _run(spec: TrainSpec, data: LatentShards, folder: Path, until: int, way: _Wa
                 raise SystemExit(128 + (way.stop or [signal.SIGTERM])[0])
 
 
+def sharing(state: TrainState, threads: int = 1) -> AbstractContextManager[Threads | None]:
+    """Who does a step's forward and backward passes; None where gradients are the module's own affair."""
+    lean = isinstance(state.network, LeanForward)
+    return Threads(state.module, threads) if lean or threads > 1 else nullcontext()
+
+
 def _session(way: _Way) -> dict[str, Any]:
     """What of a session may move last bits."""
-    return {"device": str(way.device), "ranks": way.ranks.world, **asdict(way.layout), "environment": environment()}
+    own = {"device": str(way.device), "ranks": way.ranks.world, "threads": way.threads}
+    return {**own, **asdict(way.layout), "environment": environment()}
 
 
 class _Recorder:
@@ -186,8 +202,15 @@ def _replay(spec: TrainSpec, data: LatentShards, folder: Path, lost: list[int], 
         way.ranks.first(lambda images=images: states.adopt(folder, images, aside))
 
 
-def step(state: TrainState, spec: TrainSpec, data: LatentShards, folder: Path, ranks: Ranks = ALONE) -> dict[str, Any]:
-    """One optimizer step on the next `spec.batch` images, of which each rank takes its share.
+def step(
+    state: TrainState,
+    spec: TrainSpec,
+    data: LatentShards,
+    folder: Path,
+    ranks: Ranks = ALONE,
+    threads: Threads | None = None,
+) -> dict[str, Any]:
+    """One optimizer step on the next `spec.batch` images, of which each rank, and each thread of it, takes its share.
 
     Returns images_seen after it, loss, lr, grad_norm, and the loss in each quarter of the timesteps, from the least
     noise to the most (None where no image of the batch fell): all of the whole batch.
@@ -198,12 +221,14 @@ def step(state: TrainState, spec: TrainSpec, data: LatentShards, folder: Path, r
 
     parts = ranks.together(lambda: list(batches(state, spec, data, ranks)))
     state.optimizer.zero_grad(set_to_none=True)
+    if threads:
+        threads.begin()
     losses = []
     for number, batch in enumerate(parts, 1):
         parallel.communicate(state.module, number == len(parts))
-        losses.append(_backward(state, spec, batch))
+        losses.append(_backward(state, spec, batch, threads))
     found = _Losses.of(torch.cat(losses), torch.cat([batch.timesteps for batch in parts]), spec, ranks)
-    grad_norm = parallel.settle_gradients(state.module, spec.clip, ranks)
+    grad_norm = parallel.settle_gradients(state.module, spec.clip, ranks, threads.settle() if threads else None)
     if not (math.isfinite(found.mean) and math.isfinite(grad_norm)):
         raise _diverged(state, found, grad_norm, folder, ranks)
     state.optimizer.step()
@@ -240,11 +265,18 @@ class _Losses:
         return cls(math.fsum(sums) / spec.batch, by_timestep, [rank for rank, flag in enumerate(flags) if flag])
 
 
-def _backward(state: TrainState, spec: TrainSpec, batch: Batch) -> Tensor:
+def _backward(state: TrainState, spec: TrainSpec, batch: Batch, threads: Threads | None) -> Tensor:
     """Add a micro-batch's share to the gradients; the losses of its images, detached."""
-    device = batch.latents.device.type
-    with torch.autocast(device, dtype=torch.bfloat16, enabled=spec.precision == "bf16"):
-        losses = OBJECTIVES[spec.objective](state.networks or state.network, batch, spec)
+
+    def losses_of(batch: Batch) -> Tensor:
+        # Threads each cast weights for themselves: what is cached, all would share.
+        how: Any = {"dtype": torch.bfloat16, "enabled": spec.precision == "bf16", "cache_enabled": threads is None}
+        with torch.autocast(batch.latents.device.type, **how):
+            return OBJECTIVES[spec.objective](state.networks or state.network, batch, spec)
+
+    if threads:
+        return threads.backward(losses_of, batch, 1 / spec.batch)
+    losses = losses_of(batch)
     (losses.sum() / spec.batch).backward()
     return losses.detach()
 

@@ -263,9 +263,18 @@ def communicate(module: nn.Module, now: bool) -> None:
 
 
 @torch.no_grad()
-def settle_gradients(module: nn.Module, most: float | None, ranks: Ranks) -> float:
-    """Make gradients those of the global batch, of a norm of `most` at most; returns the norm that they had."""
+def settle_gradients(module: nn.Module, most: float | None, ranks: Ranks, flat: Tensor | None = None) -> float:
+    """Make gradients those of the global batch, of a norm of `most` at most; returns the norm that they had.
+
+    flat: one tensor, of which weights' gradients are views; None: each is a tensor of its own.
+    """
     limit = math.inf if most is None else most
+    if flat is not None:
+        if ranks.world > 1:
+            dist.all_reduce(flat)
+        norm = float(torch.linalg.vector_norm(flat))
+        flat.mul_(_share(limit, norm))
+        return norm
     gradients = [local(weight.grad) for weight in module.parameters() if weight.grad is not None]
     if isinstance(module, FSDPModule):  # which summed them in the backward pass
         norm = _norm_of_shards(gradients, next(module.parameters()).device_mesh.shape[-1], ranks)  # type: ignore

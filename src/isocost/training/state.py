@@ -2,7 +2,7 @@
 
 FOLDER/spec.yaml
 FOLDER/metrics.jsonl                one line a step: images_seen, loss, lr, grad_norm, seconds (of training), ...
-FOLDER/sessions.jsonl               one line each time that training began or went on: ranks, layout, device, versions
+FOLDER/sessions.jsonl               one line each time that training began or went on: ranks, threads, layout, versions
 FOLDER/checkpoints/000128000/       images seen
     ema.safetensors                 weights to sample from
     raw.safetensors                 weights being trained       \\ a checkpoint is full, and can be

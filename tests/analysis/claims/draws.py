@@ -14,6 +14,9 @@ from isocost.analysis.claims.hypotheses import LEVEL, Hypothesis, Needed, needed
 from isocost.analysis.differences import Influence
 from isocost.analysis.quantity import Errors, Estimates
 from isocost.analysis.sheet import Sheet
+from isocost.scoring.frechet import frechet
+from isocost.scoring.statistics import Moments, Reference
+from isocost.scoring.uncertainty import Estimate, mean_estimate
 
 SIZES = {"s": 1e6, "m": 4e6, "l": 16e6, "x": 64e6}
 NORM_COST = {"s": 0.13, "m": 0.4, "l": 1.0, "x": 2.6}
@@ -108,6 +111,44 @@ class Family:
             return None
         found = needed(hypothesis, replace(estimates, n=n), LEVEL)
         return found
+
+
+class Pictures(Family):
+    """A family from generated images on: features are drawn, and scored as a study's are.
+
+    Features [n, `DIMS`] of a cell are normal, and those of real images standard normal, so the true Frechet distance is
+    the square of how far their means are apart. Other metrics are means of a value an image.
+    """
+
+    DIMS = 4
+    REAL = Reference(Moments(10**9, np.zeros(DIMS), (10**9 - 1) * np.eye(DIMS)))
+
+    def __init__(self, family: Family):
+        vars(self).update(vars(family))
+
+    def draw(self, rng: np.random.Generator, n: int, most: int = 0) -> tuple[Sheet, Influence]:
+        shared = {half: rng.standard_normal((n, self.DIMS)) for half in ("selection", "report")}
+        arrays, scores = {}, []
+        for (_, metric, half), number in self.sheet.places.items():
+            score, found = self.sheet.scores[number], []
+            for key in score.keys:
+                own = rng.standard_normal((n, self.DIMS))
+                features = np.sqrt(self.rho) * shared[half] + np.sqrt(1 - self.rho) * own
+                found.append(self._scored(metric, features, self.truth[key]))
+                arrays[key] = found[-1].influence
+            values = [estimate.corrected for estimate in found]
+            sign, value = np.sign(score.slope), float(np.mean(values))
+            stderr = float(np.sqrt(np.mean([estimate.stderr**2 for estimate in found])))
+            changed = {"loss": sign * np.log(value), "slope": sign / value, "stderr": stderr, "n": n}
+            scores.append((number, replace(score, values=tuple(values), **changed)))
+        return replace(
+            self.sheet, scores=tuple(score for _, score in sorted(scores, key=lambda each: each[0]))
+        ), arrays.get
+
+    def _scored(self, metric: str, features: np.ndarray, truth: float) -> Estimate:
+        if metric != FD:
+            return mean_estimate(truth * (1 + 0.3 * features[:, 0]), unit=metric)
+        return frechet(features + np.sqrt(truth) * np.eye(self.DIMS)[0], self.REAL)
 
 
 # --- for each kind of claim, a table on its edge, and one where it holds ---

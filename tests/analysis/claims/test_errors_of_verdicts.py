@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tests.analysis.claims.draws import EDGE_IMAGES, KINDS
+from tests.analysis.claims.draws import EDGE_IMAGES, KINDS, Pictures
 
 from isocost.analysis.claims.hypotheses import LEVEL, needed
 
@@ -51,11 +51,22 @@ def test_power_at_the_images_that_are_recommended(claim):
     assert len(found) == 12 and np.mean(found) >= 0.76
 
 
+def test_pictures_have_the_values_they_are_drawn_for():
+    """Scores of features: right on average, with errors that are as large as their influence values say."""
+    family, rng = Pictures(KINDS["C11"](claim_holds=True)), np.random.default_rng(0)
+    drawn = [family.draw(rng, 200)[0].scores for _ in range(100)]
+    for number, score in enumerate(family.sheet.scores):
+        off = np.array([scores[number].values[0] for scores in drawn]) / family.truth[score.keys[0]] - 1
+        stderr = np.mean([scores[number].stderr for scores in drawn]) / family.truth[score.keys[0]]
+        assert abs(off.mean()) < 4 * stderr / 10 and off.std() == pytest.approx(stderr, rel=0.35)
+
+
 @slow
 @pytest.mark.parametrize("claim", KINDS)
 def test_the_whole_way(claim):
-    """New images each time, guidance chosen on one half, errors from influence values."""
-    edge, holds, rng = KINDS[claim](claim_holds=False), KINDS[claim](claim_holds=True), np.random.default_rng(1)
+    """New images each time: features, scores and influence values of them, guidance chosen on one half."""
+    edge, holds = Pictures(KINDS[claim](claim_holds=False)), Pictures(KINDS[claim](claim_holds=True))
+    rng = np.random.default_rng(1)
     false = sum(edge.verdict(claim, rng, EDGE_IMAGES.get(claim, PILOT))[0] == "supported" for _ in range(DRAWS))
     assert false <= MOST_FALSE
     found = []

@@ -1,7 +1,7 @@
-"""The paper's claims as executable checks: a results table in, a verdict on each out (docs/claims.md)."""
+"""The paper's claims as executable checks: results tables in, a verdict on each out (docs/claims.md)."""
 
 from isocost.analysis.claims.catalogue import CLAIMS, Claim
-from isocost.analysis.claims.judge import Judgement, judge
+from isocost.analysis.claims.judge import Judgement, Study, judge, judge_all
 from isocost.analysis.claims.printed import Contradiction, contradictions, printed, printed_table
 from isocost.analysis.claims.verdict import Verdict
 
@@ -10,9 +10,11 @@ __all__ = [
     "Claim",
     "Contradiction",
     "Judgement",
+    "Study",
     "Verdict",
     "contradictions",
     "judge",
+    "judge_all",
     "printed",
     "printed_table",
 ]

@@ -7,15 +7,18 @@ from dataclasses import dataclass
 
 from isocost.analysis.claims import distillation, downstream, pretraining, sampling
 from isocost.analysis.claims.hypotheses import Hypothesis
-from isocost.analysis.sheet import Sheet
 
 
 @dataclass(frozen=True)
 class Claim:
-    """`statement`: what is claimed, in our words. `test`: a table's sheet to a hypothesis; raises `Missing`."""
+    """`statement`: what is claimed, in our words. `test`: a table's sheet to a hypothesis; raises `Missing`.
+
+    `together`: of several tables the test takes all sheets at once, as it compares what one study did with another.
+    """
 
     statement: str
-    test: Callable[[Sheet], Hypothesis]
+    test: Callable[..., Hypothesis]
+    together: bool = False
 
 
 CLAIMS: dict[str, Claim] = {
@@ -24,7 +27,7 @@ CLAIMS: dict[str, Claim] = {
     "C3": Claim("the final FID falls with size", pretraining.falls_with_size),
     "C3b": Claim("the CLIP score flattens from 430M on (our reading of Table 1)", pretraining.clip_flattens),
     "C4": Claim("images look better with size, the smallest excepted", pretraining.looks_better_with_size),
-    "C5": Claim("quality after pretraining predicts quality downstream", downstream.pretraining_predicts),
+    "C5": Claim("quality after pretraining predicts quality downstream", downstream.pretraining_predicts, True),
     "C6": Claim("super-resolution FID depends more on size than on compute", downstream.size_drives_fd),
     "C7": Claim("super-resolution LPIPS depends more on compute than on size", downstream.compute_drives_lpips),
     "C8": Claim("a large model tuned briefly beats a small one tuned long", downstream.brief_large_beats_long_small),

@@ -2,54 +2,94 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from isocost.analysis.claims.hypotheses import Hypothesis, Part
 from isocost.analysis.claims.pretraining import finals, gain_a_doubling, slope, training_curves
 from isocost.analysis.claims.sampling import SUPERRES
 from isocost.analysis.quantity import Quantity, mean
-from isocost.analysis.sheet import Missing, Sheet
+from isocost.analysis.sheet import PRETRAINED, Missing, Sheet
 
 DREAMBOOTH = "dreambooth"
 TASKS = (SUPERRES, DREAMBOOTH)
+FEWEST = 3  # members that make a slope
 
 
-def pretraining_predicts(sheet: Sheet) -> Hypothesis:
-    """C5: over members, the downstream loss rises with the pretraining loss, in every downstream task there is.
+def pretraining_predicts(*sheets: Sheet) -> Hypothesis:
+    """C5: over members, the downstream loss rises with the pretraining loss, in every downstream task that can tell.
 
     The pretraining losses of the selection half are the regressor: their errors are not those of the downstream scores.
     """
-    before = sheet.one_each(finals(sheet, "denoise"))
-    tasks = [task for task in TASKS if (sheet.cells["objective"] == task).any()]
+    tasks = [task for task in TASKS if any(_has(sheet, task) for sheet in sheets)]
     if not tasks:
-        raise Missing(f"cells of objective {' or '.join(TASKS)}")
-    parts = []
+        raise Missing(f"cells of objective {' or '.join(TASKS)}", nothing=True)
+    parts, notes, lacks = [], ["the effect: % of downstream loss for each 1 of log pretraining loss"], []
     for task in tasks:
-        after = sheet.one_each(finals(sheet, task))
-        both = [member for member in after if member in before]
-        if len(both) < 3:
-            raise Missing(f"three members or more with {task}")
-        x = np.array([sheet.seen(before[member], sheet.quality) for member in both])
-        metric = sheet.metric("similarity") if task == DREAMBOOTH else sheet.quality
-        parts.append(Part(task, slope(x, [sheet.loss(after[member], metric) for member in both])))
-    return Hypothesis(tuple(parts), notes=("the effect: % of downstream loss for each 1 of log pretraining loss",))
+        try:
+            found = [_before_and_after(task, sheet, sheets) for sheet in sheets if _has(sheet, task)]
+            pretrained, sheet, both = max(found, key=lambda pairing: len(pairing[2]))
+            if len(both) < FEWEST:
+                start = f", by the study {sheet.start} that they start from" if sheet.start else ""
+                raise Missing(f"three members or more with {task} and with scores before it{start}")
+            metric = sheet.metric("similarity") if task == DREAMBOOTH else sheet.quality
+        except Missing as error:
+            lacks.append(str(error))
+            continue
+        x = np.array([pretrained.seen(before, pretrained.quality) for before, _ in both])
+        parts.append(Part(task, slope(x, [sheet.loss(after, metric) for _, after in both])))
+        if pretrained is not sheet:
+            notes.append(f"pretraining losses before {task} are those of the study {pretrained.study}")
+    if not parts:
+        raise Missing(lacks[0])
+    return Hypothesis(tuple(parts), notes=(*notes, *(f"one task is left out: it needs {lack}" for lack in lacks)))
+
+
+def _has(sheet: Sheet, task: str) -> bool:
+    return bool((sheet.cells["objective"] == task).any())
+
+
+def _before_and_after(task: str, sheet: Sheet, sheets: Sequence[Sheet]) -> tuple[Sheet, Sheet, list[tuple[int, int]]]:
+    """Where members were scored before and after a task, and each one's cells there; none where too few were before.
+
+    Before it: in the same sheet, else in the one that its members start from; where that is not known, in the first
+    whose members are called alike.
+    """
+    after = sheet.one_each(finals(sheet, task))
+    start = [other for other in sheets if other.study == sheet.start] if sheet.start else sheets
+    for pretrained in (sheet, *start):
+        before = _pretrained(pretrained)
+        both = [(before[member], after[member]) for member in after if member in before]
+        if len(both) >= FEWEST:
+            return pretrained, sheet, both
+    return sheet, sheet, []
+
+
+def _pretrained(sheet: Sheet) -> dict[str, int]:
+    """member -> its cell after pretraining; empty where fewer than two have one."""
+    try:
+        return sheet.one_each(finals(sheet, PRETRAINED))
+    except Missing:
+        return {}
 
 
 def size_drives_fd(sheet: Sheet) -> Hypothesis:
     """C6: FD falls by more from the smallest to the largest than from the first to the last fine-tuning checkpoint."""
-    by_size, by_compute = _drives(sheet, sheet.quality)
+    by_size, by_compute = _drives(sheet)
     return Hypothesis((Part("size over compute", by_size - by_compute),))
 
 
 def compute_drives_lpips(sheet: Sheet) -> Hypothesis:
     """C7: LPIPS the other way."""
-    by_size, by_compute = _drives(sheet, sheet.metric("lpips"))
+    by_size, by_compute = _drives(sheet, "lpips")
     return Hypothesis((Part("compute over size", by_compute - by_size),))
 
 
-def _drives(sheet: Sheet, metric: str) -> tuple[Quantity, Quantity]:
+def _drives(sheet: Sheet, family: str | None = None) -> tuple[Quantity, Quantity]:
     """What size brings (mean over checkpoints) and what fine-tuning brings (mean over members)."""
     curves = training_curves(sheet, SUPERRES)
+    metric = sheet.metric(family) if family else sheet.quality
     smallest, *_, largest = curves.values()
     by_size = [
         sheet.loss(small, metric) - sheet.loss(large, metric) for small, large in zip(smallest, largest, strict=True)

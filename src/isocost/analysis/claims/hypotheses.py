@@ -106,13 +106,12 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def interval(estimates: Estimates, place: int, coverage: float = 0.95) -> tuple[float, float] | None:
-    """The interval of one quantity; None without an error."""
-    error = estimates.stderr[place]
-    if not np.isfinite(error):
-        return None
-    half = float(t_quantile((1 + coverage) / 2, estimates.dof[place]) * error)
-    return float(estimates.value[place]) - half, float(estimates.value[place]) + half
+def intervals(estimates: Estimates, coverage: float = 0.95) -> list[tuple[float, float] | None]:
+    """The interval of each quantity; None without an error."""
+    half = t_quantile((1 + coverage) / 2, estimates.dof) * estimates.stderr
+    low, high = (estimates.value - half).tolist(), (estimates.value + half).tolist()
+    known = np.isfinite(estimates.stderr).tolist()
+    return [bounds if there else None for there, bounds in zip(known, zip(low, high, strict=True), strict=True)]
 
 
 @dataclass(frozen=True)
@@ -145,7 +144,7 @@ def decided(
     """The probability that so many times the images and seeds decide it."""
     rng = np.random.default_rng(0)
     parts = len(hypothesis.parts)
-    draws = int(np.clip(2e5 / parts, 200, DRAWS))
+    draws = int(np.clip(2e5 / parts, 100, DRAWS))
     truth = estimates.value + estimates.stderr * rng.standard_normal((draws, parts))
     then = estimates.scaled(images, seeds)
     found = truth + then.stderr * rng.standard_normal((draws, parts))

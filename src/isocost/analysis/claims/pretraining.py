@@ -43,7 +43,7 @@ def falls_with_size(sheet: Sheet) -> Hypothesis:
 
 def clip_flattens(sheet: Sheet) -> Hypothesis:
     """C3b: from 430M (0.53 of the cost of the member of cost 1) on, no member's CLIP score is 1% off that one's."""
-    clip, cells = sheet.metric("clip"), sheet.one_each(sheet.sampled(sheet.final()))
+    cells, clip = sheet.one_each(sheet.sampled(sheet.final())), sheet.metric("clip")
     large = [member for member in cells if norm_cost(sheet, cells[member]) >= FLAT_FROM * (1 - 1e-6)]
     if len(large) < 2:
         raise Missing("two members from 0.53 of the reference's cost (430M) up")
@@ -57,7 +57,7 @@ def clip_flattens(sheet: Sheet) -> Hypothesis:
 
 def looks_better_with_size(sheet: Sheet) -> Hypothesis:
     """C4: precision (else density), the share of images that could be real ones, rises over all but the smallest."""
-    metric, cells = sheet.metric("precision", "density"), sheet.one_each(sheet.sampled(sheet.final()))
+    cells, metric = sheet.one_each(sheet.sampled(sheet.final())), sheet.metric("precision", "density")
     part = Part("a doubling of the size", gain_a_doubling(sheet, dict(list(cells.items())[1:]), metric))
     return Hypothesis((part,), notes=(f"visual quality is {metric} here: nobody looked",))
 
@@ -94,7 +94,7 @@ def curve_cells(sheet: Sheet, objective: str = PRETRAINED) -> dict[str, list[int
             curves[member] = [int(cell) for cell in own.index]
     if len(curves) < 2:
         what = "pretraining" if objective == PRETRAINED else objective
-        raise Missing(f"three scored checkpoints of {what} of two members or more")
+        raise Missing(f"three scored checkpoints of {what} of two members or more", nothing=cells.empty)
     return curves
 
 

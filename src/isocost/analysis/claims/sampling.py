@@ -24,7 +24,7 @@ SMALL, SMALL_COST = 0.13, 3.0  # 83M, by its norm. cost, and the cost at which i
 
 def guidance_moves_fd_more(sheet: Sheet) -> Hypothesis:
     """C11: between the rates that are best and worst by FD (of the selection half), FD moves by more than CLIP does."""
-    clip, cells = sheet.metric("clip"), sheet.sampled(sheet.final(guidance="all"))
+    cells, clip = sheet.sampled(sheet.final(guidance="all")), sheet.metric("clip")
     steps = max(common_steps(cells, most=MANY))
     parts = []
     for member in members(cells):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from isocost.analysis.claims.hypotheses import Hypothesis, Needed, interval
+from isocost.analysis.claims.hypotheses import Hypothesis, Needed, intervals
 from isocost.analysis.quantity import Estimates
 from isocost.analysis.words import number
 
@@ -32,7 +32,8 @@ class Verdict:
     `verdict`: "supported", "refuted", "inconclusive" or "not testable here". `effect` with its 95% `interval`, in
     `unit`: of the part that decides, `weakest`; positive is the claim's direction, where it has one. `p_supports` and
     `p_refutes`: adjusted by Holm over all claims that could be tested. `cells`, `images` (of a cell) and `seeds`: what
-    it rests on. `needed`: images or seeds, in all, that would decide it. `missing`: what the table lacks.
+    it rests on. `needed`: images or seeds, in all, that would decide it. `missing`: what the table lacks. `study`: the
+    one it rests on, or more where it is of several, or the one that lacks least; "" where all lack as much.
     """
 
     id: str
@@ -53,21 +54,19 @@ class Verdict:
     paired: bool = False
     needed: Needed | None = None
     missing: str = ""
+    study: str = ""
     notes: tuple[str, ...] = ()
     parts: tuple[PartOfVerdict, ...] = ()
 
 
 def parts_of(hypothesis: Hypothesis, estimates: Estimates) -> tuple[PartOfVerdict, ...]:
     holds, fails = hypothesis.of_parts(estimates)
+    each = zip(
+        hypothesis.parts, estimates.value.tolist(), intervals(estimates), holds.tolist(), fails.tolist(), strict=True
+    )
     return tuple(
-        PartOfVerdict(
-            part.name,
-            shown(float(estimates.value[place]), hypothesis.scale),
-            _shown_interval(estimates, place, hypothesis.scale),
-            float(holds[place]),
-            float(fails[place]),
-        )
-        for place, part in enumerate(hypothesis.parts)
+        PartOfVerdict(part.name, shown(value, hypothesis.scale), _shown_interval(bounds, hypothesis.scale), p, opposite)
+        for part, value, bounds, p, opposite in each
     )
 
 
@@ -76,9 +75,8 @@ def shown(value: float, scale: str) -> float:
     return float(np.exp(value)) if scale == "x" else 100 * value
 
 
-def _shown_interval(estimates: Estimates, place: int, scale: str) -> tuple[float, float] | None:
-    found = interval(estimates, place)
-    return None if found is None else (shown(found[0], scale), shown(found[1], scale))
+def _shown_interval(bounds: tuple[float, float] | None, scale: str) -> tuple[float, float] | None:
+    return None if bounds is None else (shown(bounds[0], scale), shown(bounds[1], scale))
 
 
 def deciding(parts: tuple[PartOfVerdict, ...], verdict: str, hypothesis: Hypothesis) -> PartOfVerdict:

@@ -94,7 +94,7 @@
       const cheapest = found.cheapest;
       fill("answer", cheapest
         ? `Nothing that passes these filters costs so little. The cheapest is ${data.rows.label[cheapest.row]}, at ${Plan.costName(cheapest.cost, found.unit)} per image.`
-        : "Nothing passes these filters: choose at least one model and one sampler.");
+        : "Nothing passes these filters: choose at least one of each.");
       fill("facts");
       fill("thrift");
       return;
@@ -156,9 +156,9 @@
     if (found.view.metric !== data.default_metric) flags.push(`--metric ${quoted(found.view.metric)}`);
     const kept = data.filters.filter(({ column, values }) => (state.filters[column] || values).length < values.length);
     const single = kept.filter(({ column }) => state.filters[column].length === 1);
-    single.forEach(({ column }) => flags.push(`--${column} ${quoted(state.filters[column][0])}`));
+    single.forEach(({ column }) => flags.push(`--${column.replace("_", "-")} ${quoted(state.filters[column][0])}`));
     if (single.length === kept.length) return `isocost plan ${quoted(data.store)} ${flags.join(" ")}`;
-    const filters = Object.fromEntries(kept.map(({ column }) => [column, state.filters[column]]));
+    const filters = Object.fromEntries(kept.map(({ column }) => [column, state.filters[column].map(column === "best_of" ? Number : String)]));
     return `python -c 'import isocost; print(isocost.plan(${JSON.stringify(data.store)}, ${state.budget}, ${JSON.stringify(found.unit.unit)}, ${JSON.stringify(found.view.metric)}, ${JSON.stringify(filters)}).sentence)'`;
   };
 

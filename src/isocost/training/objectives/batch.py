@@ -31,6 +31,11 @@ class Batch(NamedTuple):
     weights: Tensor | None = None
     """What each image counts, fp32 [B], of DreamBooth; None where all count the same."""
 
+    def part(self, images: slice) -> Batch:
+        """Some of its images."""
+        own = {name: value for name, value in self._asdict().items() if value is not None and name != "null_context"}
+        return self._replace(**{name: value[images] for name, value in own.items()})
+
 
 Objective = Callable[[Network, Batch, TrainSettings], Tensor]
 """(network, batch, settings) -> loss of each image [B]."""
