@@ -250,9 +250,7 @@ def _image_size(path: Path) -> tuple[int, int]:
 PROTOCOLS: dict[str, Callable[[Path], CocoImages | Crops]] = {
     "coco2014-30k": coco2014_30k,
     "div2k-sr-3k": div2k_sr_3k,
-    "sr-64": functools.partial(sr, 64),
-    "sr-128": functools.partial(sr, 128),
-    "sr-256": functools.partial(sr, 256),
+    **{f"sr-{size}": functools.partial(sr, size) for size in (32, 64, 128, 256)},
 }
 
 

@@ -97,6 +97,7 @@ def workload(study: StudySpec, done: StudySpec | None = None) -> Workload:
         found.encoded = study.data.images or 0
     models = {one.ref.content_digest: one.model for cell in cells for one in (*cell.checkpoints, cell.guide) if one}
     images = study.evaluation.images
+    cells = list({cell.sample_key: cell for cell in cells}.values())  # the end of a training curve may be on the grid
     for cell in cells:
         candidates = cell.plan.best_of.n if cell.plan.best_of else 1
         found.images += images * candidates
