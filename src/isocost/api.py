@@ -331,14 +331,14 @@ def reproduce(
     from isocost.study import stages
 
     place = Path(root or Path("runs") / paper)
-    stages.reproduce(
-        recipes.stages(paper, **folders),
-        place,
-        only,
-        workers,
-        progress,
-        done=lambda stage, store: from_store.write(store, store.path),
-    )
+
+    def report_of(store: Store) -> None:
+        from_store.write(store, store.path)
+
+    listed = recipes.stages(paper, **folders)
+    for store in stages.reproduce(listed, place, only, workers, progress, lambda _, store: report_of(store)):
+        if not (store / "report.html").is_file():  # stopped before it was written
+            report_of(open_store(store))
     return paper_page(place)
 
 
@@ -582,7 +582,7 @@ def _planner_start(budget: float | None, unit: str, metric: str | None, filters:
 
     cost_column(unit)
     limit = Budget.parse({"unit": unit, "limit": budget}, "budget").limit if budget is not None else None
-    kept = {name: [value] if isinstance(value, (str, int)) else list(value) for name, value in (filters or {}).items()}
+    kept = {name: [value] if isinstance(value, str | int) else list(value) for name, value in (filters or {}).items()}
     return Start(unit, limit, metric, kept)
 
 
@@ -649,7 +649,10 @@ def _studies(stores: Sequence[str | Path], metric: str | None) -> tuple[dict[str
     # A store may be called otherwise than where its members' start was looked for: `results/x-cpu` for `runs/x`.
     called = {spec.name: name for name, (spec, *_) in reversed(read.items())} | {name: name for name in read}
     starts = {name: Path(spec.start_from or "").name for name, (spec, *_) in read.items()}
-    studies = {name: Study(*results, called.get(starts[name], starts[name])) for name, (_, *results) in read.items()}
+    studies = {
+        name: Study(found, influence, judged_by, called.get(starts[name], starts[name]))
+        for name, (_, found, influence, judged_by) in read.items()
+    }
     return studies, [f"{name}: not read: {error}" for name, error in failed.items()]
 
 

@@ -324,7 +324,7 @@ def answer(
     metric: str | None,
     json: bool,
     extra: dict[str, Any],
-    filters: dict[str, str] | None = None,
+    filters: dict[str, Any] | None = None,
     measured: dict[str, Any] | None = None,
 ) -> None:
     """Print the recommendation for a budget, or the whole frontier where none is given."""

@@ -3,7 +3,9 @@ stores (`isocost reproduce`). The paper's own scale is in `isocost.recipes.paper
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,29 +119,34 @@ def paper_gpu() -> tuple[Stage, ...]:
 
 def _stages(scale: Scale) -> tuple[Stage, ...]:
     """One training seed of everything first; then two more of what that found."""
+
+    def stage(
+        name: str,
+        study: Callable[[Scale, Path], StudySpec],
+        *figures: str,
+        continues: str | None = PRETRAINING,
+        prepare: Callable[[Path], None] | None = None,
+    ) -> Stage:
+        return Stage(name, partial(study, scale), figures, prepare, continues)
+
+    def guided(name: str, teachers: str, steps: int | None, *figures: str) -> Stage:
+        return stage(name, partial(_guided, name=name, teachers=teachers, steps=steps), *figures)
+
     drawn = ("Table 1", "Fig. 1", "Fig. 3", "Fig. 7", "Fig. 8", "Fig. 9", "Fig. 10", "Fig. 11", "Fig. 14-16")
-    stage = lambda name, study, *figures, **how: Stage(name, lambda root: study(scale, root), figures, **how)  # noqa: E731
-    rounds = [(f"guided-{steps}", f"guided-{2 * steps}" if steps < 16 else "guided", steps) for steps in (16, 8, 4)]
-    again = {"continues": PRETRAINING}
+    upscaled = ("Fig. 4", "Fig. 5", "Fig. 12", "Fig. 17", "Fig. 18", "Fig. 21-23")
     return (
-        stage(PRETRAINING, _pretraining, *drawn),
-        stage("distill", _distill, "Fig. 13", "Fig. 20", **again),
-        stage("guided", lambda *where: _guided(*where, "guided", PRETRAINING, None), **again),
-        *(
-            stage(name, lambda *where, way=(name, before, steps): _guided(*where, *way), "Fig. 19", **again)
-            for name, before, steps in rounds
-        ),
-        stage(
-            "sr",
-            _superres,
-            *("Fig. 4", "Fig. 5", "Fig. 12", "Fig. 17", "Fig. 18", "Fig. 21-23"),
-            prepare=lambda root: _write_photographs(scale, root),
-        ),
-        stage("sr-distill", _superres_distill),
-        stage("trained-on", _trained_on, **again),
-        stage("interpolation", _interpolation, "Fig. 24", **again),
-        stage("dreambooth", _dreambooth, "Fig. 6"),
-        stage("seeds", _seeds, "Fig. 3", "Fig. 9", **again),
+        stage(PRETRAINING, _pretraining, *drawn, continues=None),
+        stage("distill", _distill, "Fig. 13", "Fig. 20"),
+        guided("guided", PRETRAINING, None),
+        guided("guided-16", "guided", 16, "Fig. 19"),
+        guided("guided-8", "guided-16", 8, "Fig. 19"),
+        guided("guided-4", "guided-8", 4),
+        stage("sr", _superres, *upscaled, continues=None, prepare=partial(_write_photographs, scale)),
+        stage("sr-distill", _superres_distill, continues=None),
+        stage("trained-on", _trained_on),
+        stage("interpolation", _interpolation, "Fig. 24"),
+        stage("dreambooth", _dreambooth, "Fig. 6", continues=None),
+        stage("seeds", _seeds, "Fig. 3", "Fig. 9"),
     )
 
 

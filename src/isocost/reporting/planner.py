@@ -68,7 +68,7 @@ class Start:
     unit: str = "paper"
     budget: float | None = None
     metric: str | None = None
-    filters: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    filters: Mapping[str, Sequence[str | int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
