@@ -69,7 +69,7 @@ def _made(make: Callable[..., Any], what: str, arguments: dict[str, Any]) -> Any
     parameters = inspect.signature(make).parameters
     for argument in arguments:
         if argument not in parameters:
-            raise SpecError(f"{what} takes no '{argument}'.{did_you_mean(argument, parameters)}")
+            raise SpecError(f"{what} takes no '{argument}'.{did_you_mean(argument, parameters) if parameters else ''}")
     for parameter in parameters.values():
         if parameter.default is parameter.empty and parameter.name not in arguments:
             raise SpecError(f"{what} needs --{parameter.name}: {_summary(make)}")

@@ -47,7 +47,7 @@ def chosen(stages: Sequence[Stage], only: Sequence[str] | None) -> list[Stage]:
     names = [stage.name for stage in stages]
     for name in only or ():
         if name not in names:
-            raise SpecError(f"no stage '{name}'; there are {', '.join(names)}.{did_you_mean(name, names)}")
+            raise SpecError(f"no stage '{name}'.{did_you_mean(name, names)}")
     return [stage for stage in stages if only is None or stage.name in only]
 
 
