@@ -10,8 +10,7 @@ from isocost.errors import StoreError
 from isocost.files import atomic_write
 from isocost.reporting.page import templates
 from isocost.reporting.verdicts import claims_section
-from isocost.study.folders import stores_in
-from isocost.study.stages import figures_of
+from isocost.study.folders import stages_of, stores_in
 from isocost.study.status import status
 from isocost.study.store import Store
 
@@ -21,7 +20,7 @@ def write(root: Path, judgement: Judgement, folder: Path | None = None) -> Path:
 
     `folder`: where to write it instead, without those reports.
     """
-    figures = figures_of(root)
+    figures = stages_of(root)
     stages = [_stage(name, place, root, figures.get(name, ())) for name, place in stores_in([root]).items()]
     counts: dict[str, int] = {}
     for verdict in judgement.verdicts:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -48,7 +48,6 @@ from isocost.study.measures import loaded, metric_names
 from isocost.study.stages import Stage, is_done
 from isocost.study.store import Store
 from isocost.training import loop
-from isocost.training.objectives import OBJECTIVES, Batch
 
 ANYWHERE = Path("anywhere")
 
@@ -276,13 +275,35 @@ class Speeds:
         return self._known[name]
 
 
+class _AnyData:
+    """As much of `LatentShards` as a training step reads, with numbers of the right shapes."""
+
+    def __init__(self, spec: DataSpec):
+        self.latent_shape, self.shards = spec.latent_shape, (spec.images,)
+        self._latents = np.random.default_rng(0).standard_normal((spec.images, *spec.latent_shape), np.float32)
+        self._contexts = np.random.default_rng(1).standard_normal((spec.images, *spec.context_shape), np.float32)
+        self.null_context = self._contexts[0]
+
+    def __len__(self) -> int:
+        return len(self._latents)
+
+    def prefetch(self, *_: object) -> None:
+        """All is in memory."""
+
+    def latents(self, indices: np.ndarray) -> np.ndarray:
+        return self._latents[indices]
+
+    def contexts(self, indices: np.ndarray) -> np.ndarray:
+        return self._contexts[indices]
+
+
 def _training_step(study: StudySpec, model: ModelSpec, side: int, length: int) -> Callable[[], object]:
-    """A step of the objective `denoise`, as `isocost.training.loop` does one."""
+    """A step of the training loop, of the objective `denoise`."""
     assert study.train is not None
     model = model.model_copy(update={"guidance_dim": None, "in_channels": model.out_channels})
     settings = {name: getattr(study.train, name) for name in type(study.train).model_fields}
     settings |= {"objective": "denoise", "consistency": None, "guided": None, "prior": None, "checkpoints": ()}
-    data = DataSpec(
+    source = DataSpec(
         digest_of_shards="",
         images=settings["batch"],
         resolution=study.data.resolution,
@@ -291,23 +312,10 @@ def _training_step(study: StudySpec, model: ModelSpec, side: int, length: int) -
         autoencoder="",
         text_encoder="",
     )
-    spec = TrainSpec(model=model, data=data, seed=0, **settings)
-    state, count = loop.start(spec), spec.batch
-    batch = Batch(
-        latents=torch.randn(count, *data.latent_shape),
-        contexts=torch.randn(count, *data.context_shape),
-        noise=torch.randn(count, *data.latent_shape),
-        timesteps=torch.randint(0, spec.schedule.num_train_timesteps, (count,)),
-    )
-
-    def step() -> None:
-        state.optimizer.zero_grad(set_to_none=True)
-        (OBJECTIVES["denoise"](state.network, batch, spec).sum() / count).backward()
-        state.optimizer.step()
-        state.images_seen += count
-        state.average.update(state.images_seen, count)
-
-    return step
+    spec, data = TrainSpec(model=model, data=source, seed=0, **settings), cast(Any, _AnyData(source))
+    state = loop.start(spec)
+    sharing = loop.sharing(state).__enter__()  # of one thread: there is none to end
+    return lambda: loop.step(state, spec, data, ANYWHERE, threads=sharing)
 
 
 def _evaluation(model: ModelSpec, engine: EngineSpec, side: int, length: int) -> Callable[[], object]:

@@ -28,7 +28,7 @@ def _expanded(path: Path) -> list[Path]:
     if _is_store(path) or not path.is_dir():
         return [path]
     inside = {child.name: child for child in sorted(path.iterdir()) if _is_store(child)}
-    order = [name for name in _stages(path / ORDER) if name in inside]
+    order = [name for name in stages_of(path) if name in inside]
     return [inside[name] for name in dict.fromkeys([*order, *inside])] or [path]
 
 
@@ -36,10 +36,16 @@ def _is_store(path: Path) -> bool:
     return (path / "study.yaml").is_file() or is_published(path)
 
 
-def _stages(path: Path) -> list[str]:
+def stages_of(root: Path) -> dict[str, tuple[str, ...]]:
+    """Stage -> the figures that it is for, as the `paper.json` of a paper's folder lists them; none without one.
+
+    Raises `DataError` for one without stages.
+    """
+    path = root / ORDER
     if not path.is_file():
-        return []
+        return {}
     try:
-        return [str(stage["name"]) for stage in json.loads(path.read_text(encoding="utf-8"))["stages"]]
-    except (ValueError, KeyError, TypeError) as error:
+        listed = json.loads(path.read_text(encoding="utf-8"))["stages"]
+        return {str(stage["name"]): tuple(stage.get("figures", ())) for stage in listed}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: lists no stages by name ({error}).") from None

@@ -88,13 +88,6 @@ def write_list(stages: Sequence[Stage], root: Path) -> None:
     write_atomically(root / ORDER, json.dumps({"stages": listed}, indent=1).encode())
 
 
-def figures_of(root: Path) -> dict[str, tuple[str, ...]]:
-    """What `write_list` has listed: stage -> figures; nothing where there is no list."""
-    path = root / ORDER
-    listed = json.loads(path.read_text())["stages"] if path.is_file() else []
-    return {stage["name"]: tuple(stage["figures"]) for stage in listed}
-
-
 def is_done(store: Store, study: StudySpec) -> bool:
     """Whether a store holds this study with all of its scores."""
     if not store.study_file.is_file():

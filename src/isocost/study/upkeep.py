@@ -24,7 +24,7 @@ from isocost.study.influence import SCORES_A_PACK
 from isocost.study.store import Store, write_atomically
 
 # Parts of an expansion whose rows have scores.
-SCORED = ("cells", "halves", "frames", "sets")
+WITH_SCORES = ("cells", "halves", "frames", "sets")
 
 # What can be had again from the rest, or belongs to one machine: not carried by merge or pack.
 DERIVED = {"index.parquet", "index.json", "costs.json", "report.html"}
@@ -79,7 +79,7 @@ def prune(store: Store, dry_run: bool = False) -> dict[str, Any]:
     while any of their scores is.
     """
     expansion = store.expansion()
-    wanted = {row["sample_key"] for part in SCORED for row in expansion[part]}
+    wanted = {row["sample_key"] for part in WITH_SCORES for row in expansion[part]}
     if not expansion["cells"]:
         raise StoreError(f"{store.path}: the study's cells are not known yet; nothing can be pruned.")
     leftovers = [path for path in store.path.rglob(".*.tmp-*") if not _is_being_written(path)]
@@ -160,7 +160,7 @@ def publish(store: Store, out: Path) -> dict[str, Any]:
     the study, its training data, prompts, references and extractors, by content. A file of more than `READABLE` bytes
     is compressed, with the suffix .gz.
     """
-    own = {row["sample_key"] for part in SCORED for row in store.expansion()[part]}
+    own = {row["sample_key"] for part in WITH_SCORES for row in store.expansion()[part]}
     scores = [score for _, score in store.scores() if score.sample_key in own]
     if not scores:
         raise StoreError(f"{store.path}: no scores to publish yet.")
