@@ -67,7 +67,7 @@ class Scale:
     checkpoints: tuple[float, ...] = (0.125, 0.25, 0.4, 0.7)
     guidance: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
     pairs: int = 40
-    photographs: tuple[int, int] = (1024, 24)
+    photographs: tuple[int, int] = (1024, 32)  # the latter give 16 crops each, of which FD-32 takes 256 a half
     tuned: tuple[int, ...] = (8, 16, 32)
     superres_steps: tuple[int, ...] = (1, 2, 4, 8, 20, 50, 100)
     subjects: int = 4
