@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
+import pytest
 
 from isocost.analysis.cells import best_guidance
 from isocost.analysis.frontier import frontier
@@ -16,7 +18,7 @@ from isocost.reporting.figures import (
 )
 from isocost.reporting.interactive import plotly_json
 from isocost.reporting.paper import matplotlib_figure
-from isocost.reporting.plots import GREY, PALETTE
+from isocost.reporting.plots import GREY, PALETTE, spread
 
 
 def test_training_curve_is_one_curve_a_size_from_curve_rows(world, synthetic):
@@ -118,3 +120,30 @@ def test_a_score_without_an_error_has_a_curve_without_one(world, synthetic):
     table.loc[table["member"] == "c8", "stderr"] = None
     chart = training_curve(table, synthetic.FD)
     assert np.isnan(chart.series[0].half_width).all() and np.isfinite(chart.series[1].half_width).all()
+
+
+def test_what_a_chart_has_no_room_for_is_thinned(world, synthetic):
+    table = world.table[(world.table["member"] == "c16") & (world.table["steps"] == 4)]
+    many = pd.concat([
+        table.assign(steps=steps, guidance_scale=1 + scale / 4) for steps in range(1, 41) for scale in range(20)
+    ]).drop_duplicates(["sampler", "steps", "guidance_scale", "split", "metric", "curve"])  # fmt: skip
+    chart = steps_by_guidance(many, synthetic.FD, "c16", "ddim")
+    assert len(chart.series) == len(PALETTE) and chart.title.endswith(f"({len(PALETTE)} of 20)")
+    assert chart.series[0].name == "none" and chart.series[-1].name == "5.75"
+    assert len(chart.x_ticks) <= 10 and {chart.x_ticks[0], chart.x_ticks[-1]} == {1, 40}
+    assert list(chart.series[0].x) == list(range(1, 41))  # points are all there; their errors are a band
+    traces = plotly_json(chart)["data"]
+    assert [trace.get("fill") for trace in traces] == ["toself", None] * len(PALETTE)
+    band, line = traces[:2]
+    assert len(band["x"]) == 2 * len(line["x"]) and "error_y" not in line
+    assert band["y"][0] - line["y"][0] == pytest.approx(chart.series[0].half_width[0])
+    (axis,) = matplotlib_figure(chart).axes
+    assert len(axis.collections) == len(PALETTE)
+
+    best = guidance_map(best_guidance(many, synthetic.FD), "ddim")
+    assert len(best.x) <= 12 and best.x[-1] == "40" and "of 40 step counts" in best.title
+
+
+def test_spread_keeps_the_ends_and_what_fits():
+    assert spread([1, 2, 4], 3) == (1, 2, 4)
+    assert spread(list(range(1, 101)), 5) == (1, 3, 10, 32, 100)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
 
 from isocost.analysis.cells import Cells
 from isocost.analysis.frames import DataFrame
@@ -58,7 +57,8 @@ def rank_correlation(rows: DataFrame, draws: int = DRAWS, seed: int = 0) -> Rank
     for name in ("before", "after"):
         value, stderr, sign = (rows[f"{name}_{column}"].to_numpy(float) for column in ("value", "stderr", "sign"))
         drawn = value + stderr * rng.standard_normal((draws, count))
-        ranks.append(rankdata(sign * np.vstack([value, drawn]), axis=1) - (count + 1) / 2)
+        losses = pd.DataFrame(sign * np.vstack([value, drawn]))
+        ranks.append(losses.rank(axis=1).to_numpy() - (count + 1) / 2)
     rho = (ranks[0] * ranks[1]).sum(axis=1) / np.sqrt((ranks[0] ** 2).sum(axis=1) * (ranks[1] ** 2).sum(axis=1))
     low, high = np.quantile(rho[1:], [0.025, 0.975])
     return RankCorrelation(float(rho[0]), float(low), float(high), count)

@@ -26,7 +26,6 @@ from typing import Literal, TypeVar
 import numpy as np
 from PIL import Image
 from pydantic import Field, field_validator
-from scipy.signal import fftconvolve
 from scipy.sparse import csr_array
 from scipy.special import j1
 
@@ -384,6 +383,8 @@ def _stage(pixels: np.ndarray, stage: StageDraw, base: tuple[int, int], random: 
 
 def blur(pixels: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     """Correlation with a kernel of odd size, channel by channel; the image is mirrored about its outermost pixels."""
+    from scipy.signal import fftconvolve  # a second to import
+
     margin = kernel.shape[0] // 2
     padded = np.pad(pixels, ((margin, margin), (margin, margin), (0, 0)), mode="reflect")
     return fftconvolve(padded, kernel[::-1, ::-1, None], mode="valid", axes=(0, 1))

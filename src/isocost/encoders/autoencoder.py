@@ -2,17 +2,18 @@
 
 Latents come out standardised (mean 0, deviation 1 a channel) for autoencoders trained here: `standardise` folds the
 statistics into the 1x1 convolutions at the bottleneck, so that any pipeline with scaling_factor 1 does the same.
+
+diffusers takes seconds to import, so it is imported when a network is loaded, not with this file.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 from isocost.encoders.weights import (
     content_digest,
@@ -24,6 +25,9 @@ from isocost.encoders.weights import (
     write_weights,
 )
 from isocost.errors import DataError
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 # Pixels a network call, by device. The batch follows from the image size alone, so that no result depends on how many
@@ -111,6 +115,8 @@ def load_autoencoder(ref: str | Path, device: str = "cpu") -> Autoencoder:
 
     Raises `DataError` that says where it looked, or which file is corrupt.
     """
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
     folder = locate(ref, "vae", ("config.json", WEIGHTS))
     config = read_config(folder)
     if config.get("_class_name") != "AutoencoderKL":

@@ -2,6 +2,8 @@
 
 `TextEncoder` conditions a network; `ClipScorer` gives image and text features for scores. They are never loaded from
 one training: the encoder that conditions never scores.
+
+transformers takes seconds to import, so it is imported when a network is loaded, not with this file.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,7 +21,6 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from isocost.encoders.inputs import in_fixed_batches, resize
 from isocost.encoders.weights import (
@@ -33,6 +34,9 @@ from isocost.encoders.weights import (
 )
 from isocost.errors import DataError
 from isocost.models.cost import text_encoder_flops
+
+if TYPE_CHECKING:
+    from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 WEIGHTS = "model.safetensors"
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -70,6 +74,8 @@ def _vocabulary(letters: list[str], merges: list[tuple[str, str]]) -> dict[str, 
 def _clip_tokenizer(
     vocabulary: dict[str, int], merges: list, context_length: int, pad_token: str = END
 ) -> CLIPTokenizer:
+    from transformers import CLIPTokenizer
+
     # vocab= and merges=, never vocab_file=: transformers 5 ignores the files and gives a vocabulary of two tokens.
     return CLIPTokenizer(
         vocab=vocabulary,
@@ -221,6 +227,8 @@ def load_text_encoder(ref: str | Path, device: str = "cpu") -> TextEncoder:
 
     Raises `DataError` that says where it looked, or which file is corrupt.
     """
+    from transformers import CLIPTextConfig, CLIPTextModel
+
     files = ("config.json", WEIGHTS, *TOKENIZER_FILES, *(f"tokenizer/{name}" for name in TOKENIZER_FILES))
     folder = locate(ref, "text_encoder", files)
     config = read_config(folder)
@@ -326,6 +334,8 @@ def load_clip(ref: str | Path, device: str = "cpu") -> ClipScorer:
 
     Raises `DataError` that says where it looked, or which file is corrupt.
     """
+    from transformers import CLIPConfig, CLIPModel
+
     folder = locate(ref, "clip", ("config.json", WEIGHTS, "preprocessor_config.json", *TOKENIZER_FILES))
     config = read_config(folder)
     if config.get("model_type") != "clip":

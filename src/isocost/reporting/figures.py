@@ -13,9 +13,10 @@ from isocost.analysis.cells import CELL, Z95, Cells, affordable, cost_column, me
 from isocost.analysis.frames import DataFrame
 from isocost.analysis.frontier import Frontier, curves
 from isocost.analysis.words import COST_AXES, full_label, metric_name, number, sampler_name
-from isocost.reporting.plots import DASHES, Bars, Chart, Map, Series
+from isocost.reporting.plots import DASHES, PALETTE, Bars, Chart, Map, Series, spread
 
 CURVE_STEPS = 50  # of a training curve that was taken at several, the paper's
+TICKS, COLUMNS = 10, 12  # of step counts that fit on an axis, and in a map
 
 
 def training_curve(table: DataFrame, metric: str) -> Chart | None:
@@ -69,12 +70,15 @@ def steps_by_guidance(table: DataFrame, metric: str, member: str, sampler: str) 
     if rows.empty:
         return None
     series = []
-    for slot, (scale, part) in enumerate(rows.groupby("guidance_scale")):
-        points = _seed_means(part.sort_values("steps"), "steps")
+    scales = sorted(rows["guidance_scale"].unique())
+    shown = spread(scales, len(PALETTE))
+    for slot, scale in enumerate(shown):
+        points = _seed_means(rows[rows["guidance_scale"] == scale].sort_values("steps"), "steps")
         text = [full_label(row) for row in points.to_dict("records")]
-        name = "none" if scale == 1 else number(float(str(scale)))
+        name = "none" if scale == 1 else number(float(scale))
         series.append(_series(name, points["steps"], points, slot, text=text))
-    title = f"{member}, {sampler_name(rows.iloc[0])}, by guidance scale"
+    of_all = f" ({len(shown)} of {len(scales)})" if len(shown) < len(scales) else ""
+    title = f"{member}, {sampler_name(rows.iloc[0])}, by guidance scale{of_all}"
     return Chart(title, "steps", metric_name(metric), tuple(series), True, _is_wide(rows), _steps(rows))
 
 
@@ -84,8 +88,10 @@ def guidance_map(cells: Cells, sampler: str) -> Map | None:
     if rows.empty:
         return None
     best = rows.pivot(index="checkpoint", columns="steps", values="guidance_scale")
-    best = best.reindex(rows["checkpoint"].drop_duplicates())
-    title = f"Best guidance, {sampler_name(rows.iloc[0])}"
+    counts = list(best.columns)
+    best = best.reindex(rows["checkpoint"].drop_duplicates())[list(spread(counts, COLUMNS))]
+    of_all = f" ({best.shape[1]} of {len(counts)} step counts)" if best.shape[1] < len(counts) else ""
+    title = f"Best guidance, {sampler_name(rows.iloc[0])}{of_all}"
     steps = tuple(str(int(count)) for count in best.columns)
     return Map(title, "steps", "size", steps, tuple(best.index), best.to_numpy(float))
 
@@ -193,9 +199,10 @@ def _series(name, x, rows, slot, dash=0, text=(), kind="line") -> Series:
 def _seed_means(rows: DataFrame, x: str) -> DataFrame:
     """One row a value of `x`: the mean over seeds, its SE holding both the images' and the seeds' spread."""
     # A store's columns with None in them, for an error that a metric has not, are not of floats.
-    groups = rows.assign(value=rows["value"].astype(float), stderr=rows["stderr"].astype(float)).groupby(x, sort=False)
+    value, stderr = rows["value"].astype(float), rows["stderr"].astype(float)
+    groups = rows.assign(value=value, stderr=stderr, image_variance=stderr**2).groupby(x, sort=False)
     between = (groups["value"].var(ddof=1) / groups["value"].size()).fillna(0.0)
-    within = groups["stderr"].agg(lambda stderr: np.mean(np.square(stderr)))
+    within = groups["image_variance"].mean()
     means = groups.first().assign(value=groups["value"].mean(), stderr=np.sqrt(between + within))
     return means.assign(valid=groups["valid"].all()).reset_index()
 
@@ -206,7 +213,7 @@ def _in_order(rows: DataFrame, cells: Cells) -> list[tuple[str, DataFrame]]:
 
 
 def _steps(rows: DataFrame) -> tuple[float, ...]:
-    return tuple(float(count) for count in sorted(rows["steps"].unique()))
+    return spread([float(count) for count in sorted(rows["steps"].unique())], TICKS)
 
 
 def _is_wide(rows: DataFrame) -> bool:

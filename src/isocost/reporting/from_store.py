@@ -24,6 +24,7 @@ from isocost.reporting.figures import attribute_name
 from isocost.reporting.interpolation import interpolation, ways_by_size
 from isocost.reporting.page import report
 from isocost.reporting.paper import matplotlib_figure, paper_figures, save
+from isocost.reporting.plots import spread
 from isocost.reporting.section import Section
 from isocost.reporting.strips import Strip
 from isocost.reporting.superres import superres
@@ -36,10 +37,8 @@ from isocost.study.adaptive import in_words
 from isocost.study.grid import Cell, columns
 from isocost.study.run import Trained
 from isocost.study.store import Store
-from isocost.training.lineage import gflops_an_image
-from isocost.training.state import Checkpoint
 
-PROMPTS_SHOWN = 8
+PROMPTS_SHOWN, GUIDANCE_SHOWN = 8, 8
 
 
 def write(store: Store, folder: Path, metric: str | None = None) -> Path:
@@ -113,13 +112,17 @@ def training_losses(trained: Trained) -> dict[str, tuple[np.ndarray, np.ndarray]
         if checkpoint.seed is not None and not checkpoint.undistilled
     }
     several = len({checkpoint.seed for checkpoint in finals.values()}) > 1
+    gflops_an_image = {
+        row["checkpoint"]: row["train_gflops"] / row["images_seen"]
+        for row in trained.store.expansion()["cells"]
+        if row["train_gflops"] and not row["guide"]
+    }
     found = {}
     for folder, checkpoint in finals.items():
-        spec, lines = Checkpoint.load(checkpoint.folder).spec, read_log(folder)
-        gflops = gflops_an_image(spec)
+        lines = read_log(folder)
         name = f"{checkpoint.name}, seed {checkpoint.seed}" if several else checkpoint.name
         seen, loss = (np.array([line[key] for line in lines], float) for key in ("images_seen", "loss"))
-        found[name] = gflops * seen, loss
+        found[name] = gflops_an_image[checkpoint.ref.content_digest] * seen, loss
     return found
 
 
@@ -242,7 +245,8 @@ def by_guidance(shown: Pictures, member: str, sampler: str) -> Strip:
     ]
     steps = max(cell.plan.steps for cell in cells)
     chosen = sorted((c for c in cells if c.plan.steps == steps), key=lambda cell: cell.plan.guidance.scale)
-    of_one = [cell for cell in chosen if cell.checkpoints == chosen[0].checkpoints]
+    of_one = {cell.plan.guidance.scale: cell for cell in chosen if cell.checkpoints == chosen[0].checkpoints}
+    of_one = [of_one[scale] for scale in spread(list(of_one), GUIDANCE_SHOWN)]
     labels = [guidance_name(cell.plan.guidance.scale) for cell in of_one]
     what = f"{member} with {sampler_name(columns(of_one[0]))}, {steps_name(steps)}"
     return shown.rows(of_one, labels, f"{what}; same prompts and noise in every row.")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from isocost.analysis.words import compact, number, with_error
-from isocost.reporting.plots import GREY, INK, Bars, Chart, Map, Plot, Series, style, ticks
+from isocost.reporting.plots import GREY, INK, MANY_POINTS, Bars, Chart, Map, Plot, Series, style, ticks
 
 
 def plotly_json(plot: Plot) -> dict[str, Any]:
@@ -24,7 +24,8 @@ def _plotly_chart(chart: Chart) -> dict[str, Any]:
         "xaxis": _plotly_axis(chart.x_label, chart.log_x, chart.x_ticks or ticks(xs, chart.log_x)),
         "yaxis": _plotly_axis(chart.y_label, chart.log_y, ticks(ys, chart.log_y)),
     }
-    return {"data": [_plotly_series(series) for series in chart.series], "layout": layout}
+    drawn = [trace for series in chart.series for trace in (*_plotly_band(series), _plotly_series(series))]
+    return {"data": drawn, "layout": layout}
 
 
 def _plotly_axis(label: str, log: bool, places: Sequence[float]) -> dict[str, Any]:
@@ -42,6 +43,7 @@ def _plotly_series(series: Series) -> dict[str, Any]:
         "type": "scatter",
         "name": series.name,
         "showlegend": series.in_legend,
+        "legendgroup": series.name,
         "x": list(series.x),
         "y": list(series.y),
         "mode": "markers" if series.kind == "points" else "lines+markers",
@@ -56,10 +58,31 @@ def _plotly_series(series: Series) -> dict[str, Any]:
         "hovertext": _hover(series),
         "hoverinfo": "text",
     }
-    if series.half_width is not None and series.kind != "points":
+    if series.half_width is not None and series.kind != "points" and not _has_band(series):
         widths = [width if math.isfinite(width) else 0 for width in series.half_width]
         trace["error_y"] = {"type": "data", "array": widths, "color": colour, "thickness": 1, "width": 3}
     return trace
+
+
+def _has_band(series: Series) -> bool:
+    return series.half_width is not None and series.kind == "line" and len(series.x) > MANY_POINTS
+
+
+def _plotly_band(series: Series) -> list[dict[str, Any]]:
+    """The error of a curve of many points, as an area: once along its upper edge and back along the lower one."""
+    if not _has_band(series):
+        return []
+    widths = [width if math.isfinite(width) else 0 for width in series.half_width or ()]
+    points = list(zip(series.x, series.y, widths, strict=True))
+    edge = [(x, y + width) for x, y, width in points] + [(x, y - width) for x, y, width in reversed(points)]
+    x, y = zip(*edge, strict=True)
+    return [
+        {
+            "type": "scatter", "x": list(x), "y": list(y), "mode": "lines", "line": {"width": 0}, "fill": "toself",
+            "fillcolor": style(series)[0], "opacity": 0.15, "hoverinfo": "skip", "showlegend": False,
+            "legendgroup": series.name,
+        }
+    ]  # fmt: skip
 
 
 def _plotly_map(plot: Map) -> dict[str, Any]:

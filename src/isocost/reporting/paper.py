@@ -25,7 +25,7 @@ from isocost.reporting.figures import (
     steps_by_guidance,
     training_curve,
 )
-from isocost.reporting.plots import GREY, Bars, Chart, Map, Plot, Series, style, ticks
+from isocost.reporting.plots import GREY, MANY_POINTS, Bars, Chart, Map, Plot, Series, style, ticks
 from isocost.reporting.strips import Strip, contact_sheet
 
 if TYPE_CHECKING:
@@ -90,7 +90,8 @@ def _draw_chart(axis: Axes, chart: Chart) -> None:
     _log_axis(axis, "y", chart.log_y, ticks([y for s in chart.series for y in s.y], chart.log_y))
     axis.set(xlabel=chart.x_label, ylabel=chart.y_label)
     axis.grid(alpha=0.25)
-    axis.legend(fontsize=7, frameon=False)
+    crowded = sum(len(series.x) for series in chart.series) > 8 * MANY_POINTS
+    axis.legend(fontsize=7, frameon=False, loc="upper right" if crowded else "best")  # "best" looks at every point
 
 
 def _draw_series(axis: Axes, series: Series) -> None:
@@ -101,12 +102,16 @@ def _draw_series(axis: Axes, series: Series) -> None:
     valid = np.asarray(series.valid if series.valid is not None else np.ones(len(x)), bool)
     axis.plot(
         x, y, color=colour, label=series.name if series.in_legend else None, marker="o" if front else marker,
-        markersize=7 if front else 4, markerfacecolor="none" if front else colour,
+        markersize=7 if front else 4 if len(x) <= MANY_POINTS else 2, markerfacecolor="none" if front else colour,
         linewidth=1.2, alpha=0.6 if series.kind == "points" else 1,
         linestyle="none" if series.kind == "points" else dash, drawstyle="steps-post" if front else "default",
     )  # fmt: skip
     if series.half_width is not None and series.kind != "points":
-        axis.errorbar(x, y, np.nan_to_num(series.half_width), fmt="none", ecolor=colour, elinewidth=0.8, capsize=2)
+        width = np.nan_to_num(series.half_width)
+        if len(x) > MANY_POINTS and not front:
+            axis.fill_between(x, y - width, y + width, color=colour, alpha=0.15, linewidth=0)
+        else:
+            axis.errorbar(x, y, width, fmt="none", ecolor=colour, elinewidth=0.8, capsize=2)
     if not valid.all():
         axis.plot(x[~valid], y[~valid], marker, color=GREY, markersize=4.5, linestyle="none", zorder=3)
 
@@ -189,6 +194,15 @@ def save(figure: Figure, folder: Path, name: str, kinds: Sequence[str] = ("png",
     unnamed = {"png": {"Software": None}, "svg": {"Date": None}}
     paths = [folder / f"{name}.{kind}" for kind in kinds]
     with rc_context({"svg.hashsalt": "isocost"}):
+        _lay_out(figure)
         for path, kind in zip(paths, kinds, strict=True):
             figure.savefig(path, dpi=200, metadata=unnamed[kind])
     return paths
+
+
+def _lay_out(figure: Figure) -> None:
+    """Once, rather than twice for each file that is written."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+    figure.set_layout_engine("none")

@@ -80,11 +80,23 @@ class Bars:
 
 Plot = Chart | Map | Bars
 
+MANY_POINTS = 24  # of a curve: from here on its error is a band, as bars would run into each other
+
 
 def style(series: Series) -> tuple[str, tuple[str, str], tuple[str, str]]:
     """Colour ("ink": the text's), marker and dash of a series; of the last two, plotly's name and matplotlib's."""
     colour = INK if series.kind == "frontier" else PALETTE[series.slot % len(PALETTE)]
     return colour, MARKERS[series.slot % len(MARKERS)], DASHES[series.dash % len(DASHES)]
+
+
+def spread(values: Sequence[float], most: int) -> tuple[float, ...]:
+    """All of the sorted positive `values`, or at most `most` of them, about evenly spaced in the logarithm; the ends
+    are kept."""
+    if len(values) <= most:
+        return tuple(values)
+    logs = np.log(np.asarray(values, float))
+    wanted = np.linspace(logs[0], logs[-1], most)
+    return tuple(values[place] for place in np.unique(np.abs(logs[:, None] - wanted).argmin(0)))
 
 
 def ticks(values: Sequence[float], log: bool) -> tuple[float, ...]:

@@ -38,7 +38,6 @@ from isocost.study.store import Store, write_atomically
 from isocost.study.superres import crops_as_prompts, low_resolution, start_folder, undistilled_ref
 from isocost.study.together import AS_SPECIFIED, Training, speed_of, train_member, train_together
 from isocost.training import loop
-from isocost.training.lineage import training_gflops
 from isocost.training.parallel import ALONE, PLAIN
 from isocost.training.state import Checkpoint
 
@@ -196,7 +195,7 @@ def kept_checkpoints(store: Store, run: Run, refs: EncoderRefs) -> list[StudyChe
             folder=checkpoint.folder,
             autoencoder=refs.autoencoder,
             text_encoder=refs.text_encoder,
-            train_gflops=training_gflops(checkpoint),
+            trained=checkpoint,
         )
         for checkpoint in map(Checkpoint.load, loop.kept_checkpoints(run_folder(store, run), run.spec))
     ]
@@ -220,7 +219,7 @@ def undistilled_checkpoints(store: Store, runs: Sequence[Run], refs: EncoderRefs
                 folder=checkpoint.folder,
                 autoencoder=refs.autoencoder,
                 text_encoder=refs.text_encoder,
-                train_gflops=training_gflops(checkpoint),
+                trained=checkpoint,
                 undistilled=True,
             )
         )

@@ -24,6 +24,7 @@ from isocost.sampling.folders import DiffusersFolder
 from isocost.specs import ModelSpec, StudySpec
 from isocost.study.grid import Cell, Scorer, StudyCheckpoint
 from isocost.study.pipelines import load_scorer
+from isocost.training.lineage import training_gflops
 
 
 class CheckpointCost(NamedTuple):
@@ -85,8 +86,10 @@ def checkpoint_cost(checkpoint: StudyCheckpoint) -> CheckpointCost:
     if isinstance(model, DiffusersFolder):
         return CheckpointCost(model.forward_flops(length), model.parameters(), None, None)
     size = (checkpoint.traits.latent_shape[1], length)
-    alone = training_flops(model, *size) * checkpoint.ref.images_seen / 1e9
-    own, in_all = checkpoint.train_gflops or (alone, alone)
+    if checkpoint.trained is not None:
+        own, in_all = training_gflops(checkpoint.trained)
+    else:
+        own = in_all = training_flops(model, *size) * checkpoint.ref.images_seen / 1e9
     return CheckpointCost(forward_flops(model, *size), parameters(model), own, in_all)
 
 

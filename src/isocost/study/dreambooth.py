@@ -65,7 +65,6 @@ from isocost.study.subjects import Shown, shown, token_of
 from isocost.study.superres import kept_starts, start_folder
 from isocost.study.tables import table
 from isocost.training import loop, lora
-from isocost.training.lineage import training_gflops
 from isocost.training.state import Checkpoint
 
 UNTUNED, PRESERVED, ALONE = "untuned", "preserved", "pictures alone"
@@ -236,7 +235,7 @@ def _checkpoint(checkpoint: Checkpoint, refs: EncoderRefs) -> StudyCheckpoint:
         folder=checkpoint.folder,
         autoencoder=refs.autoencoder,
         text_encoder=refs.text_encoder,
-        train_gflops=training_gflops(checkpoint),
+        trained=checkpoint,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +32,7 @@ from isocost.specs import (
     StudySpec,
     TrainSpec,
 )
+from isocost.training.state import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class StudyCheckpoint:
 
     name: the member's (`c16`), or the given folder's. model: what it is a checkpoint of. seed: None where given.
     folder: where it lies. autoencoder, text_encoder: references to load those by that it was trained with.
-    train_gflops: what its training took, and that in all with what it came from; None where not known.
+    trained: as its training kept it; None where given.
     undistilled: whether it is what a member was before the study distilled it.
     """
 
@@ -61,7 +62,7 @@ class StudyCheckpoint:
     folder: Path
     autoencoder: str
     text_encoder: str
-    train_gflops: tuple[float, float] | None = None
+    trained: Checkpoint | None = field(default=None, compare=False)
     undistilled: bool = False
 
     @property

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 from isocost.encoders.autoencoder import Autoencoder, load_autoencoder, standardise
 from isocost.encoders.train.steps import Images, Settings, Tell, optimise, pixels, seeded, silent
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,8 @@ class AutoencoderSettings(Settings):
 
 def build_autoencoder(settings: AutoencoderSettings) -> AutoencoderKL:
     """A convolutional AutoencoderKL without attention, so of any image size that its factor divides; random weights."""
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
     blocks = len(settings.channels)
     module = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * blocks,  # type: ignore[arg-type]

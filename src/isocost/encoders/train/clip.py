@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional
-from transformers import CLIPConfig, CLIPModel
 
 from isocost.encoders.text import ClipScorer, load_clip, tokenize, train_tokenizer
 from isocost.encoders.train.steps import (
@@ -22,6 +22,9 @@ from isocost.encoders.train.steps import (
     seeded,
     silent,
 )
+
+if TYPE_CHECKING:
+    from transformers import CLIPModel
 
 LARGEST_LOGIT_SCALE = 100
 
@@ -75,6 +78,8 @@ def build_clip(settings: ClipSettings, vocabulary: int) -> CLIPModel:
         "patch_size": settings.patch,
         "projection_dim": settings.projection,
     }
+    from transformers import CLIPConfig, CLIPModel
+
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=settings.projection))
 
 
