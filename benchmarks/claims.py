@@ -23,7 +23,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the studies are those of the tests
 
-from tests.analysis.claims.draws import EDGE_IMAGES, KINDS, NORM_COST, Family, Pictures, cell
+from tests.analysis.claims.draws import EDGE_IMAGES, KINDS, NORM_COST, PILOT_IMAGES, Family, Pictures, cell
 from tests.analysis.test_fits import points
 from tests.analysis.test_optima import STEPS, crossing_family, true_crossing
 
@@ -38,12 +38,13 @@ PILOT = 128
 def claim(name: str, draws: int, plans: int) -> dict:
     edge, holds = (Pictures(KINDS[name](claim_holds=holding)) for holding in (False, True))
     rng, images = np.random.default_rng(1), EDGE_IMAGES.get(name, PILOT)
+    pilot = PILOT_IMAGES.get(name, PILOT)
     false = sum(edge.verdict(name, rng, images)[0] == "supported" for _ in range(draws))
     recommended, right = [], 0
     for _ in range(20 * plans):
         if len(recommended) == plans:
             break
-        wanted = holds.recommended(name, rng, PILOT)
+        wanted = holds.recommended(name, rng, pilot)
         if wanted is not None and wanted.images is not None:
             recommended.append(wanted.images)
             right += holds.verdict(name, rng, wanted.images)[0] == "supported"

@@ -142,7 +142,7 @@ def _stages(scale: Scale) -> tuple[Stage, ...]:
         guided("guided-8", "guided-16", 8, "Fig. 19"),
         guided("guided-4", "guided-8", 4),
         stage("sr", _superres, *upscaled, continues=None, prepare=partial(_write_photographs, scale)),
-        stage("sr-distill", _superres_distill, continues=None),
+        stage("sr-distill", _superres_distill, continues="sr"),
         stage("trained-on", _trained_on),
         stage("interpolation", _interpolation, "Fig. 24"),
         stage("dreambooth", _dreambooth, "Fig. 6", continues=None),

@@ -18,6 +18,8 @@ import numpy as np
 import torch
 
 from isocost.data import scenes
+from isocost.data.degradation import DEGRADATIONS, degrade, draw
+from isocost.data.pairs import enlarged
 from isocost.data.prompts import REFERENCE_SEED
 from isocost.diffusion.denoiser import Denoiser
 from isocost.diffusion.noise import batch_noise
@@ -231,7 +233,7 @@ class Speeds:
         return self._timed(("decode", study.data.autoencoder, engine.batch, side), decode, engine.batch)
 
     def _of_encoding(self, study: StudySpec) -> float:
-        """Of a training image, drawn and encoded with its caption."""
+        """Of a training image, drawn and encoded with its caption, and what degrading it leaves."""
         source, batch = study.data, 64
 
         def encode() -> Callable[[], object]:
@@ -239,12 +241,19 @@ class Speeds:
 
             def once() -> None:
                 drawn = scenes.scenes(REFERENCE_SEED, range(batch), source.resolution, source.scenes)
-                autoencoder.encode(np.stack([scene.image for scene in drawn]))
+                images = [scene.image for scene in drawn]
+                autoencoder.encode(np.stack(images))
                 text_encoder.encode([scene.caption for scene in drawn])
+                if source.degradation is not None:
+                    how = DEGRADATIONS[source.degradation]
+                    low = [degrade(image, draw(how, REFERENCE_SEED, i)) for i, image in enumerate(images)]
+                    autoencoder.encode(np.stack([enlarged(image) for image in low]))
 
             return once
 
-        return self._timed(("encode", source.autoencoder, source.text_encoder, source.resolution), encode, batch)
+        return self._timed(
+            ("encode", source.autoencoder, source.text_encoder, source.resolution, source.degradation), encode, batch
+        )
 
     def _of_extracting(self, study: StudySpec) -> float:
         """Of an image, by every extractor that the metrics ask for."""

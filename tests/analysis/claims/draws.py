@@ -268,3 +268,5 @@ KINDS = {
 
 # Images a cell on the edge: so many that an error of the first kind would show, were the test too keen.
 EDGE_IMAGES = {"C2": 4000, "C18": 4000, "C23": 2000}
+# Images of a pilot that is too small to decide: fewer for a mean of single images than for a Frechet distance.
+PILOT_IMAGES = {"C10": 16}

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tests.analysis.claims.draws import EDGE_IMAGES, KINDS, Pictures
+from tests.analysis.claims.draws import EDGE_IMAGES, KINDS, PILOT_IMAGES, Pictures
 
 from isocost.analysis.claims.hypotheses import LEVEL, needed
 
@@ -71,7 +71,7 @@ def test_the_whole_way(claim):
     assert false <= MOST_FALSE
     found = []
     while len(found) < 100:
-        wanted = holds.recommended(claim, rng, PILOT)
+        wanted = holds.recommended(claim, rng, PILOT_IMAGES.get(claim, PILOT))
         if wanted is not None and wanted.images is not None:
             found.append(holds.verdict(claim, rng, wanted.images)[0] == "supported")
     assert np.mean(found) >= 0.76

@@ -156,3 +156,32 @@ def test_cells_that_lack_a_half_are_not_used():
     table = family.table[~((family.table["member"] == "m") & (family.table["split"] == "selection"))]
     found = judge(table, claims=["C3"])
     assert [part.name for part in found["C3"].parts] == ["l over s"] and FD in found["C3"].metric
+
+
+@pytest.mark.parametrize(("metric", "noted"), [("lpips-alex", False), ("lite0-distance", True)])
+def test_a_distance_of_another_network_stands_for_lpips_and_is_named(metric, noted):
+    """C7: compute brings 0.3 of log distance, size 0.1."""
+    gain = {"s": 0.0, "m": 0.05, "l": 0.1, 10: 0.0, 400: 0.2, 1000: 0.3}
+    cells = [
+        {**cell(member, objective="superres", images_seen=seen, guidance=1.0), "metric": name}
+        for member in "sml" for seen in (10, 400, 1000) for name in (FD, metric)
+    ]  # fmt: skip
+    family = Family(cells, lambda row: 10 * np.exp(-gain[row["member"]] - gain[row["images_seen"]]))
+    found = judge(family.table.assign(stderr=0.01), claims=["C7"])["C7"]
+    assert found.verdict == "supported" and found.effect == pytest.approx(20, abs=1)
+    assert any(metric in note for note in found.notes) == noted
+
+
+def test_what_a_score_is_of_is_said(synthetic):
+    similarity = "similarity[own]"
+    cells = [
+        {**cell(member, objective=objective), "metric": metric}
+        for member in "sml" for objective, metric in (("denoise", FD), ("dreambooth", FD), ("dreambooth", similarity))
+    ]  # fmt: skip
+    table = Family(cells, lambda row: 0.5).table.assign(stderr=0.01)
+    found = judge(table, claims=["C10"])["C10"]
+    assert found.verdict == "inconclusive" and found.of == "subjects"
+    assert (
+        "3 cells of 64 subjects, one training seed" in found.sentence
+        and "subjects a cell instead of 64" in found.sentence
+    )

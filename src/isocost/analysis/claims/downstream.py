@@ -14,7 +14,9 @@ from isocost.analysis.sheet import PRETRAINED, Missing, Sheet
 
 DREAMBOOTH = "dreambooth"
 TASKS = (SUPERRES, DREAMBOOTH)
+SUBJECTS = "subjects"
 FEWEST = 3  # members that make a slope
+LPIPS, INSTEAD_OF_LPIPS = "lpips", ("lite0-distance", "similarity")
 
 
 def pretraining_predicts(*sheets: Sheet) -> Hypothesis:
@@ -43,7 +45,9 @@ def pretraining_predicts(*sheets: Sheet) -> Hypothesis:
             notes.append(f"pretraining losses before {task} are those of the study {pretrained.study}")
     if not parts:
         raise Missing(lacks[0])
-    return Hypothesis(tuple(parts), notes=(*notes, *(f"one task is left out: it needs {lack}" for lack in lacks)))
+    notes += [f"one task is left out: it needs {lack}" for lack in lacks]
+    of = SUBJECTS if any(part.name == DREAMBOOTH for part in parts) else "images"
+    return Hypothesis(tuple(parts), notes=tuple(notes), of=of)
 
 
 def _has(sheet: Sheet, task: str) -> bool:
@@ -81,15 +85,17 @@ def size_drives_fd(sheet: Sheet) -> Hypothesis:
 
 
 def compute_drives_lpips(sheet: Sheet) -> Hypothesis:
-    """C7: LPIPS the other way."""
-    by_size, by_compute = _drives(sheet, "lpips")
-    return Hypothesis((Part("compute over size", by_compute - by_size),))
+    """C7: LPIPS, or another distance of each image to its target by a network's features, the other way."""
+    by_size, by_compute = _drives(sheet, LPIPS, *INSTEAD_OF_LPIPS)
+    metric = sheet.metric(LPIPS, *INSTEAD_OF_LPIPS)
+    notes = () if metric.startswith(LPIPS) else (f"by {metric}, as there is no LPIPS",)
+    return Hypothesis((Part("compute over size", by_compute - by_size),), notes=notes)
 
 
-def _drives(sheet: Sheet, family: str | None = None) -> tuple[Quantity, Quantity]:
+def _drives(sheet: Sheet, *families: str) -> tuple[Quantity, Quantity]:
     """What size brings (mean over checkpoints) and what fine-tuning brings (mean over members)."""
     curves = training_curves(sheet, SUPERRES)
-    metric = sheet.metric(family) if family else sheet.quality
+    metric = sheet.metric(*families) if families else sheet.quality
     smallest, *_, largest = curves.values()
     by_size = [
         sheet.loss(small, metric) - sheet.loss(large, metric) for small, large in zip(smallest, largest, strict=True)
@@ -116,7 +122,7 @@ def inception_score_follows(sheet: Sheet) -> Hypothesis:
 def dreambooth_improves(sheet: Sheet) -> Hypothesis:
     """C10: likeness to the subject (DINO or CLIP-I) rises with size."""
     cells, metric = sheet.one_each(finals(sheet, DREAMBOOTH)), sheet.metric("similarity")
-    return Hypothesis((Part("a doubling of the size", gain_a_doubling(sheet, cells, metric)),))
+    return Hypothesis((Part("a doubling of the size", gain_a_doubling(sheet, cells, metric)),), of=SUBJECTS)
 
 
 def interpolations_cohere(sheet: Sheet) -> Hypothesis:
@@ -125,4 +131,5 @@ def interpolations_cohere(sheet: Sheet) -> Hypothesis:
     having = {cell for cell, name, _ in sheet.places if name == metric}
     cells = sheet.chosen[sheet.chosen.index.isin(having)].sort_values("params", kind="stable").drop_duplicates("member")
     by_member = dict(zip(cells["member"], map(int, cells.index), strict=True))
-    return Hypothesis((Part("a doubling of the size", gain_a_doubling(sheet, by_member, metric)),))
+    part = Part("a doubling of the size", gain_a_doubling(sheet, by_member, metric))
+    return Hypothesis((part,), of="pairs of captions")

@@ -57,7 +57,8 @@ class Hypothesis:
     """A claim about a table. `scale`: "%" of relative differences, "x" of ratios. `margin`: of equivalence, in words.
 
     `notes`: what stood in for what the claim names. `strongest`: whether one part is enough, so that the strongest, not
-    the weakest, speaks for the claim. `speak`: numbers of the parts that may, () for all.
+    the weakest, speaks for the claim. `speak`: numbers of the parts that may, () for all. `of`: what scores are means
+    over.
     """
 
     parts: tuple[Part, ...]
@@ -67,6 +68,7 @@ class Hypothesis:
     notes: tuple[str, ...] = ()
     strongest: bool = False
     speak: tuple[int, ...] = ()
+    of: str = "images"
 
     @property
     def quantities(self) -> list[Quantity]:

@@ -199,6 +199,7 @@ def _verdict(name: str, test: _Tested, supports: float, refutes: float, level: f
         p_refutes=refutes if known else None,
         cells=sum(test.cells.values()),
         images=test.estimates.n,
+        of=test.hypothesis.of,
         seeds=test.estimates.seeds,
         paired=test.estimates.paired,
         needed=needed(test.hypothesis, test.estimates, level) if open_ else None,
@@ -230,7 +231,7 @@ def _sentence(found: Verdict, known: bool) -> str:
         return f"no error given: {effect}, the least{of}{margin}; {rests_on(found)}."
     which = {SUPPORTED: "the least", REFUTED: "against it", INCONCLUSIVE: "the least"}[found.verdict]
     effect += f", {which}{of}" if of else ""
-    what = advice(found.needed, found.images, found.seeds)
+    what = advice(found)
     return f"{effect}{margin}; {rests_on(found)}" + (f"; {what}." if what else ".")
 
 

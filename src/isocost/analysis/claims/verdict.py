@@ -31,9 +31,10 @@ class Verdict:
 
     `verdict`: "supported", "refuted", "inconclusive" or "not testable here". `effect` with its 95% `interval`, in
     `unit`: of the part that decides, `weakest`; positive is the claim's direction, where it has one. `p_supports` and
-    `p_refutes`: adjusted by Holm over all claims that could be tested. `cells`, `images` (of a cell) and `seeds`: what
-    it rests on. `needed`: images or seeds, in all, that would decide it. `missing`: what the table lacks. `study`: the
-    one it rests on, or more where it is of several, or the one that lacks least; "" where all lack as much.
+    `p_refutes`: adjusted by Holm over all claims that could be tested. `cells`, `images` (of a cell; or what else it is
+    a score `of`: subjects, pairs of captions) and `seeds`: what it rests on. `needed`: so many of either, in all, as
+    would decide it. `missing`: what the table lacks. `study`: the one it rests on, or more where it is of several, or
+    the one that lacks least; "" where all lack as much.
     """
 
     id: str
@@ -50,6 +51,7 @@ class Verdict:
     p_refutes: float | None = None
     cells: int = 0
     images: int = 0
+    of: str = "images"
     seeds: int = 0
     paired: bool = False
     needed: Needed | None = None
@@ -99,20 +101,21 @@ def written(effect: float, bounds: tuple[float, float] | None, unit: str) -> str
 def rests_on(verdict: Verdict) -> str:
     """`12 cells of 512 images, 1 training seed`."""
     seeds = "one training seed" if verdict.seeds == 1 else f"{verdict.seeds} training seeds"
-    return f"{verdict.cells} cells of {verdict.images:,} images, {seeds}"
+    return f"{verdict.cells} cells of {verdict.images:,} {verdict.of}, {seeds}"
 
 
-def advice(found: Needed | None, images: int, seeds: int) -> str:
+def advice(verdict: Verdict) -> str:
     """What would decide it."""
+    found, seeds = verdict.needed, verdict.seeds
     if found is None:
         return ""
     ways = []
     if found.images:
-        ways.append(f"{found.images:,} images a cell instead of {images:,}")
+        ways.append(f"{found.images:,} {verdict.of} a cell instead of {verdict.images:,}")
     if found.seeds:
         ways.append(f"{found.seeds} training seeds instead of {seeds}")
     if ways:
         return f"{' or '.join(ways)} would decide it with a probability of 0.8"
     if seeds > 1:
-        return "no number of images alone would decide it, nor 100 training seeds"
-    return "no number of images would decide it: what was found is too near to the margin"
+        return f"no number of {verdict.of} alone would decide it, nor 100 training seeds"
+    return f"no number of {verdict.of} would decide it: what was found is too near to the margin"
