@@ -100,6 +100,25 @@ def test_both_downstream_tasks_count_and_one_that_cannot_tell_is_named():
     assert found.study == "sr" and any("left out: it needs three members" in note for note in found.notes)
 
 
+def test_distillation_is_held_against_as_much_plain_training():
+    """C21b: every student 20% better than what it came from, of which training on explains 15% to 10%."""
+    before = [cell(member, 4, images_seen=2000) for member in "sml"]
+    students = [cell(member, 4, objective="consistency", sampler="lcm") for member in "sml"]
+    distilled = Family([*before, *students], lambda row: 8.0 if row["objective"] == "consistency" else 10.0).table
+    control = Family([cell(member, 4) for member in "ml"], lambda row: {"m": 8.5, "l": 9.0}[row["member"]]).table
+    studies = {"distill": Study(distilled, start="sweep"), "more": Study(control, start="sweep")}
+    found = judge_all(studies, claims=["C21b"])["C21b"]
+    assert [part.name for part in found.parts] == ["m", "l"] and found.study == "distill, more"
+    assert found.effect == pytest.approx(100 * np.log(8.5 / 8)) and found.verdict == "supported"
+
+    longer = Study(control.assign(images_seen=3000), start="sweep")
+    elsewhere = Study(control, start="another")
+    for other in (longer, elsewhere):
+        found = judge_all({"distill": studies["distill"], "more": other}, claims=["C21b"])["C21b"]
+        assert "another study, which trained the same members on" in found.missing
+    assert "distilled cells" in judge_all({"more": studies["more"]}, claims=["C21b"])["C21b"].missing
+
+
 def test_members_of_another_study_are_not_taken_for_those_it_started_from():
     found = judge_all({"sr": Study(tuned(), start="sr-base"), "sweep": Study(sweep())}, claims=["C5"])["C5"]
     assert "by the study sr-base that they start from" in found.missing

@@ -46,6 +46,7 @@ CLAIMS: dict[str, Claim] = {
     "C20": Claim("super-resolution: large models win beyond 20 steps", sampling.large_wins_in_superres),
     "C20b": Claim("super-resolution: gaps between sizes shrink with steps", sampling.gaps_shrink),
     "C21": Claim("consistency distillation lowers 4-step FID at every size", distillation.lowers_fd),
+    "C21b": Claim("distillation beats as much plain training (ours)", distillation.more_than_training_on, True),
     "C22": Claim("distilled models beat undistilled ones at equal cost", distillation.beats_undistilled),
     "C23": Claim("the speed-up by distillation is about 5x at every size", distillation.speeds_up_alike),
     "C24": Claim("distilled 866M equals undistilled 83M at a cost of 7 to 8", distillation.reference_equals_small),

@@ -22,6 +22,40 @@ def lowers_fd(sheet: Sheet) -> Hypothesis:
     return Hypothesis(tuple(Part(member, gain) for member, gain in _gains(sheet, CONSISTENCY, STEPS).items()))
 
 
+def more_than_training_on(*sheets: Sheet) -> Hypothesis:
+    """C21b, which the paper lacks: at 4 steps the distilled model over what it started from, trained on without
+    distillation for as many images, at every size. The two are of two studies that start from the same one."""
+    lacks = Missing("distilled cells", nothing=True)
+    for sheet in sheets:
+        try:
+            students = _distilled(sheet)
+        except Missing as error:
+            lacks = min(lacks, error, key=lambda lack: lack.nothing)
+            continue
+        lacks = Missing("another study, which trained the same members on for as many images as they were distilled")
+        for other in sheets:
+            if other is sheet or not sheet.start or other.start != sheet.start:
+                continue
+            trained_on = _trained_on(other, sheet, students)
+            if trained_on:
+                gains = {name: other.loss(cell) - sheet.loss(students[name]) for name, cell in trained_on.items()}
+                return Hypothesis(tuple(Part(member, gain) for member, gain in gains.items()))
+    raise lacks
+
+
+def _trained_on(other: Sheet, sheet: Sheet, students: dict[str, int]) -> dict[str, int]:
+    """member -> its undistilled cell in another study, as many images on from their common start as its student."""
+    try:
+        plain = other.one_each(other.sampled(other.final()), STEPS)
+    except Missing:
+        return {}
+    return {
+        name: cell
+        for name, cell in plain.items()
+        if name in students and other.row(cell)["images_seen"] == sheet.row(students[name])["images_seen"]
+    }
+
+
 def beats_undistilled(sheet: Sheet) -> Hypothesis:
     """C22: each distilled member at 4 steps over the best undistilled cell, of any size, that costs no more."""
     distilled, undistilled = _distilled(sheet), _undistilled(sheet)
