@@ -128,14 +128,14 @@ def _log_axis(axis: Axes, side: str, log: bool, places: Sequence[float]) -> None
 
 
 def _draw_map(axis: Axes, plot: Map) -> None:
-    axis.imshow(plot.z, cmap="Blues", aspect="auto", origin="lower", alpha=0.85)
-    axis.set_xticks(range(len(plot.x)), labels=list(plot.x))
-    axis.set_yticks(range(len(plot.y)), labels=list(plot.y))
+    axis.pcolormesh(np.ma.masked_invalid(plot.z), cmap="Blues", alpha=0.85)
+    axis.set_xticks([column + 0.5 for column in range(len(plot.x))], labels=list(plot.x))
+    axis.set_yticks([row + 0.5 for row in range(len(plot.y))], labels=list(plot.y))
     middle = (np.nanmin(plot.z) + np.nanmax(plot.z)) / 2
     for (row, column), value in np.ndenumerate(plot.z):
         if math.isfinite(value):
             colour = "black" if value <= middle else "white"
-            axis.text(column, row, number(value), ha="center", va="center", color=colour, fontsize=8)
+            axis.text(column + 0.5, row + 0.5, number(value), ha="center", va="center", color=colour, fontsize=8)
     axis.set(xlabel=plot.x_label, ylabel=plot.y_label)
 
 
@@ -157,6 +157,7 @@ def _draw_bars(axis: Axes, plot: Bars) -> None:
 _DRAW = {Chart: _draw_chart, Map: _draw_map, Bars: _draw_bars}
 
 
+DPI = 200  # of PNG files
 CELL_INCHES, LABEL_INCHES = 0.8, 1.3
 CAPTION_CHARACTERS, LABEL_CHARACTERS = 16, 22  # a line
 
@@ -170,7 +171,7 @@ def strip_figure(title: str, strip: Strip) -> Figure:
     figure = Figure(figsize=size, layout="constrained")
     axis = figure.subplots()
     gap = max(1, width // 16)
-    axis.imshow(contact_sheet(strip, gap))
+    axis.imshow(contact_sheet(strip, gap), interpolation="nearest")
     axis.set_xticks(
         [column * (width + gap) + width / 2 for column in range(columns)],
         labels=[textwrap.fill(label, CAPTION_CHARACTERS) for label in strip.columns or [""] * columns],
@@ -187,7 +188,7 @@ def strip_figure(title: str, strip: Strip) -> Figure:
 
 
 def save(figure: Figure, folder: Path, name: str, kinds: Sequence[str] = ("png", "svg")) -> list[Path]:
-    """Write `name`.png (200 dpi) and `name`.svg; equal figures give equal bytes."""
+    """Write `name`.png (`DPI`) and `name`.svg; equal figures give equal bytes."""
     from matplotlib import rc_context
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -196,12 +197,13 @@ def save(figure: Figure, folder: Path, name: str, kinds: Sequence[str] = ("png",
     with rc_context({"svg.hashsalt": "isocost"}):
         _lay_out(figure)
         for path, kind in zip(paths, kinds, strict=True):
-            figure.savefig(path, dpi=200, metadata=unnamed[kind])
+            figure.savefig(path, dpi=DPI, metadata=unnamed[kind])
     return paths
 
 
 def _lay_out(figure: Figure) -> None:
     """Once, rather than twice for each file that is written."""
+    figure.set_dpi(DPI)  # of which texts' extents are a function
     engine = figure.get_layout_engine()
     if engine is not None:
         engine.execute(figure)

@@ -2,31 +2,36 @@
 
 `Ranks` is what a process knows of its fellows and how they agree; `Layout` says how a run is spread over them. Neither
 moves a random number: only the order in which floating-point sums are taken differs from one process's.
+
+FSDP takes seconds to import, so it is imported when a module is sharded, not with this file.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property, partial
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import _set_pg_timeout
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
 
 from isocost.allocator import give_back_freed_memory
 from isocost.dtensors import local
 from isocost.errors import IsocostError, SpecError, TrainingError
 from isocost.models.build import blocks
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.fsdp import FSDPModule
 
 T = TypeVar("T")
 Sharding = Literal["none", "fsdp", "hsdp"]
@@ -230,6 +235,8 @@ def apply(module: nn.Module, layout: Layout, ranks: Ranks, precision: str = "fp3
         return module
     if torch.device(ranks.device).type == "cpu":
         give_back_freed_memory()  # whoever shards does so for memory's sake
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
     half = torch.bfloat16 if precision == "bf16" else None
     policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
     mesh = _mesh(layout, ranks)
@@ -242,6 +249,8 @@ def apply(module: nn.Module, layout: Layout, ranks: Ranks, precision: str = "fp3
 
 
 def _mesh(layout: Layout, ranks: Ranks) -> DeviceMesh:
+    from torch.distributed.device_mesh import init_device_mesh
+
     kind = torch.device(ranks.device).type
     if layout.sharding == "fsdp":
         return init_device_mesh(kind, (ranks.world,), mesh_dim_names=("shard",))
@@ -258,7 +267,7 @@ def _shard_ranks(layout: Layout) -> int:
 
 def communicate(module: nn.Module, now: bool) -> None:
     """Whether the next backward pass of a sharded module sums gradients over ranks, or only adds them up here."""
-    if isinstance(module, FSDPModule):
+    if is_sharded(module):
         module.set_requires_gradient_sync(now)
 
 
@@ -276,7 +285,7 @@ def settle_gradients(module: nn.Module, most: float | None, ranks: Ranks, flat: 
         flat.mul_(_share(limit, norm))
         return norm
     gradients = [local(weight.grad) for weight in module.parameters() if weight.grad is not None]
-    if isinstance(module, FSDPModule):  # which summed them in the backward pass
+    if is_sharded(module):  # which summed them in the backward pass
         norm = _norm_of_shards(gradients, next(module.parameters()).device_mesh.shape[-1], ranks)  # type: ignore
         torch._foreach_mul_(gradients, _share(limit, norm))  # pyright: ignore[reportPrivateImportUsage]
         return norm
@@ -303,5 +312,6 @@ def _share(limit: float, norm: float) -> float:
     return min(limit / (norm + 1e-6), 1.0)  # as torch's clip_grad_norm_
 
 
-def is_sharded(module: nn.Module) -> bool:
-    return isinstance(module, FSDPModule)
+def is_sharded(module: nn.Module) -> TypeGuard[FSDPModule]:
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    return fsdp is not None and isinstance(module, fsdp.FSDPModule)

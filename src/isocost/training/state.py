@@ -30,12 +30,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from isocost import __version__, specs
 from isocost.diffusion.denoiser import Network
@@ -230,6 +227,9 @@ class Saving:
         ranks.first(self._make_folder)
         files, shards = self._files(state, aside), None
         if is_sharded(state.module):
+            import torch.distributed.checkpoint as dcp
+            from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+
             # Copies of shards are made even when we wait for them: it is the same call, and they are small.
             shards = dcp.async_save(  # pyright: ignore[reportPrivateImportUsage]
                 _resumable(state),
@@ -288,6 +288,8 @@ class Saving:
         return {path.relative_to(self._temporary).as_posix(): file_digest(path) for path in written}
 
     def _wait(self) -> dict[str, str]:
+        from torch.distributed.checkpoint.api import CheckpointException
+
         try:
             return self._writing.result()
         except (OSError, SafetensorError) as error:
@@ -337,6 +339,10 @@ def _resumable(state: TrainState) -> dict[str, Any]:
 
 def _load_shards(state: TrainState, folder: Path) -> None:
     """Each rank reads what it needs of the shards, whatever ranks wrote them."""
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+
     reader = HuggingFaceStorageReader(str(folder))
     saved = reader.read_metadata().state_dict_metadata
     for name, parameter in state.module.named_parameters():
