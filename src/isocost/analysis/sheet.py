@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -66,6 +66,7 @@ class Sheet:
     `one_half`: whether the table has no selection half, so that guidance is chosen on the images it is judged by.
     `left_out`: what could not be used, in sentences. Beside other sheets: `study`, its name; `start`, that of the study
     that trained what its members start from; `first`, what its scores are numbered on from in quantities.
+    `all_seeds`: where it has only the cells that all training seeds have, how many those are.
     """
 
     cells: DataFrame
@@ -80,6 +81,7 @@ class Sheet:
     study: str = ""
     start: str = ""
     first: int = 0
+    all_seeds: int = 0
 
     @classmethod
     def of(cls, table: DataFrame, metric: str | None = None, unit: str = "paper") -> Sheet:
@@ -110,6 +112,17 @@ class Sheet:
         return cls(cells, scores, places, quality, metrics, unit, one_half, tuple(left_out), linear)
 
     # --- cells ---
+
+    @cached_property
+    def on_all_seeds(self) -> Sheet | None:
+        """The cells that every training seed has; None where that is all of them, or none, or there is one seed."""
+        most = max(len(score.seeds) for score in self.scores)
+        fewer = {cell for (cell, _, _), number in self.places.items() if len(self.scores[number].seeds) < most}
+        kept = self.cells.drop(index=list(fewer))
+        if not fewer or kept.empty:
+            return None
+        places = {place: number for place, number in self.places.items() if place[0] not in fewer}
+        return replace(self, cells=kept, places=places, all_seeds=most)
 
     @cached_property
     def chosen(self) -> DataFrame:

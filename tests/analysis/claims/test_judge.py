@@ -37,6 +37,22 @@ def test_a_verdict_says_what_it_rests_on(judged):
     assert any("One training seed" in note for note in judged.notes)
 
 
+def test_cells_of_all_training_seeds_are_preferred_to_more_cells_of_one():
+    """50 steps by one seed, 20 by three: C3 goes by those, and C18, which needs 100 steps, by the one."""
+    cells = [cell(member, steps) for member in "sml" for steps in (20, 50, 100)]
+    values = {"s": 12.0, "m": 10.0, "l": 8.0}
+    family = Family(cells, lambda row: values[row["member"]], seeds=3, seed_sd=0.02)
+    table = family.table[(family.table["seed"] == 0) | (family.table["steps"] == 20)].assign(stderr=0.05)
+    found = judge(table, claims=["C3", "C18"])
+    assert (found["C3"].seeds, found["C18"].seeds) == (3, 1)
+    assert any("cells that all 3 training seeds have" in note for note in found["C3"].notes)
+    assert not any("training seeds have" in note for note in found["C18"].notes)
+    without = judge(table[table["member"] != "l"].pipe(lambda rows: pd.concat([rows, table[
+        (table["member"] == "l") & (table["seed"] == 0)
+    ]])), claims=["C3"])["C3"]  # fmt: skip
+    assert without.seeds == 1 and len(without.parts) == 2  # three members by one seed, rather than two by three
+
+
 def test_effects_are_of_the_report_half_at_the_rate_of_the_selection_half(judged, world):
     """c64 over c32 at 16 steps: the log ratio of the values at the rate with the lowest selection value."""
     rows = world.table[

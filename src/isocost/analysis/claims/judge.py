@@ -100,7 +100,8 @@ def judge_all(studies: Mapping[str, Study], unit: str = "paper", claims: Sequenc
     """Every claim of the paper, judged by the results of one study or several.
 
     A claim is judged by one study (one that is of two, as C5, by both): of those that it can be tested on the one that
-    gives errors, then that with most members, then with most training seeds, then the first. `unit`: of sampling cost.
+    gives errors, then that with most members, then with most training seeds, then the first. Where training seeds share
+    a part of a study's cells, that part is a study, too. `unit`: of sampling cost.
     `claims`: ids, default all; errors are corrected over those that can be tested. A study that cannot be read is named
     in the notes; raises `SpecError` where none can (an empty table, an unknown metric, mixed protocols), and for an
     unknown claim.
@@ -159,7 +160,8 @@ def _errors(sheets: Sequence[Sheet], studies: Mapping[str, Study]) -> Errors:
 def _judged(claim: Claim, sheets: tuple[Sheet, ...], errors: Errors) -> _Tested | _Lacking:
     """A claim where it is best tested, or what it lacks where it lacks least."""
     tested, lacking = [], []
-    for some in [sheets] if claim.together else [(sheet,) for sheet in sheets]:
+    alone = [(each,) for sheet in sheets for each in (sheet, sheet.on_all_seeds) if each is not None]
+    for some in [sheets] if claim.together else alone:
         try:
             tested.append(_tested(claim.test(*some), some, errors))
         except Missing as error:
@@ -203,11 +205,15 @@ def _verdict(name: str, test: _Tested, supports: float, refutes: float, level: f
         seeds=test.estimates.seeds,
         paired=test.estimates.paired,
         needed=needed(test.hypothesis, test.estimates, level) if open_ else None,
-        notes=(*test.hypothesis.notes, *notes_on(name)),
+        notes=(*test.hypothesis.notes, *_shared_by_seeds(test), *notes_on(name)),
         parts=parts,
         study=_each(sheet.study for sheet in test.cells),
     )
     return replace(found, sentence=_sentence(found, bool(known)))
+
+
+def _shared_by_seeds(test: _Tested) -> list[str]:
+    return [f"by the cells that all {sheet.all_seeds} training seeds have" for sheet in test.cells if sheet.all_seeds]
 
 
 def _untestable(name: str, lack: _Lacking) -> Verdict:
@@ -241,7 +247,7 @@ def _notes(sheets: Sequence[Sheet], tests: Sequence[_Tested], unread: Mapping[st
         return _of_sheet(sheets[0], tests)
     each = {}
     for sheet in sheets:
-        own = [test for test in tests if sheet in test.cells]
+        own = [test for test in tests if sheet.study in {used.study for used in test.cells}]
         each[sheet.study] = _of_sheet(sheet, own) if own else _left_out(sheet)
     each |= {name: [f"not read: {why}"] for name, why in unread.items()}
     names: dict[str, list[str]] = {}

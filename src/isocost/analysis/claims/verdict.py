@@ -117,5 +117,5 @@ def advice(verdict: Verdict) -> str:
     if ways:
         return f"{' or '.join(ways)} would decide it with a probability of 0.8"
     if seeds > 1:
-        return f"no number of {verdict.of} alone would decide it, nor 100 training seeds"
+        return f"neither more {verdict.of} alone nor 100 training seeds would decide it with a probability of 0.8"
     return f"no number of {verdict.of} would decide it: what was found is too near to the margin"
