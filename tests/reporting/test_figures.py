@@ -147,3 +147,21 @@ def test_what_a_chart_has_no_room_for_is_thinned(world, synthetic):
 def test_spread_keeps_the_ends_and_what_fits():
     assert spread([1, 2, 4], 3) == (1, 2, 4)
     assert spread(list(range(1, 101)), 5) == (1, 3, 10, 32, 100)
+
+
+def test_what_one_training_seed_alone_has_is_faint_in_its_members_colour(synthetic):
+    table = synthetic.World(0, seeds=(0, 1, 2), attributes=False).table
+    table = table[(table["seed"] == 0) | (table["steps"] == 4)]
+    cells = best_guidance(table, synthetic.FD)
+    chart = quality_by_cost(cells, "paper")
+    of_ddim = [series for series in chart.series if series.dash == 0]
+    solid = {series.name: series.slot for series in of_ddim if not series.faint}
+    faint = {series.name: series.slot for series in of_ddim if series.faint}
+    assert solid == {"c8": 0, "c16": 1, "c32": 2, "c64": 3}
+    assert faint == {f"{name} seed 0": slot for name, slot in solid.items()}
+    assert chart.title.endswith("faint: of one training seed")
+    assert [text.get_text() for text in matplotlib_figure(chart).axes[0].get_legend().texts] == list(solid)
+    shown = [trace["name"] for trace in plotly_json(chart)["data"] if trace["showlegend"]]
+    assert shown == list(solid)
+    assert [series.name for series in cost_by_steps(cells, "paper").series] == list(solid)
+    assert guidance_map(cells, "ddim").y == tuple(solid)

@@ -112,7 +112,7 @@ def test_killed_at_random_moments_nothing_is_lost_and_nothing_made_twice(swept, 
     command = [sys.executable, "-m", "isocost.cli", "sweep", str(tmp_path / "study.yaml"), "--store", str(store)]
     seen: dict[Path, int] = {}
     moments = random.Random(0)
-    for _ in range(3):
+    for _ in range(2):
         process = subprocess.Popen([*command, "--workers", "1"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 120
         target = len(seen) + moments.randint(1, 4)

@@ -40,6 +40,7 @@ from isocost.training.state import Checkpoint
 SCRIPT = Path(__file__).parent / "ranks.py"
 SLOW = "ISOCOST_SLOW" in os.environ
 slow = pytest.mark.skipif(not SLOW, reason="takes minutes: ISOCOST_SLOW=1 runs it")
+pytestmark = pytest.mark.xdist_group("ranks")  # which they share: another worker would wait for these
 pytestmark = pytest.mark.timeout(1200)  # for a busy machine
 IMAGES = 400
 LAST = f"{IMAGES:09d}"
@@ -120,16 +121,17 @@ def told(data, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def two(data, four, told, tmp_path_factory) -> Path:
+def two(data, four, request, tmp_path_factory) -> Path:
     """Runs of two ranks, some of which go on from what four ranks saved, or from where torchrun was told to stop. The
     last one has a rank killed."""
+    told = (request.getfixturevalue("told") / "told-in-a-save",) if SLOW else ()
 
     def make(folder: Path) -> None:
-        for begun in (four / "half", four / "half-sharded", told / "told-in-a-save"):
+        for begun in (four / "half", four / "half-sharded", *told):
             shutil.copytree(begun, folder / begun.name, ignore=shutil.ignore_patterns("rank-*"))
         broken = ("nan", "full-disk", "shrunk", "unreadable")
-        gone_on = ("half:on", "half-sharded:on-sharded", "told-in-a-save:plain")
-        more = ("fsdp", "muon") if SLOW else ()
+        gone_on = ("half:on", "half-sharded:on-sharded")
+        more = ("fsdp", "muon", "told-in-a-save:plain") if SLOW else ()
         runs = ("plain", *gone_on, *broken, *more, "killed")
         assert torchrun(2, data, folder, *runs, options=("--max-restarts=3",)) == 0
 
@@ -234,6 +236,7 @@ def test_data_that_one_rank_cannot_read_stops_all_with_the_same_words(two):
     Checkpoint.load(kept).verify()
 
 
+@slow
 def test_torchrun_told_to_stop_in_a_save_leaves_it_whole(told):
     run = told / "told-in-a-save"
     assert ended(run, 2) == ["SystemExit: 143"] * 2
@@ -243,7 +246,7 @@ def test_torchrun_told_to_stop_in_a_save_leaves_it_whole(told):
         Checkpoint.load(folder).verify()
 
 
-@pytest.mark.parametrize("run", ["told-in-a-save", "killed"])
+@pytest.mark.parametrize("run", ["killed", pytest.param("told-in-a-save", marks=slow)])
 def test_a_run_that_went_on_is_the_run_that_was_not_disturbed(two, run):
     assert bytes_of(two / run) == bytes_of(two / "plain")
     assert [line["images_seen"] for line in read_log(two / run)] == list(range(8, IMAGES + 1, 8))

@@ -84,12 +84,15 @@ def steps_by_guidance(table: DataFrame, metric: str, member: str, sampler: str) 
 
 def guidance_map(cells: Cells, sampler: str) -> Map | None:
     """Fig 8 right: the best guidance scale over (size, steps), as chosen on the selection half."""
-    rows = cells.plain[cells.plain["sampler"] == sampler].drop_duplicates(["checkpoint", "steps"])
+    rows = cells.plain[cells.plain["sampler"] == sampler]
     if rows.empty:
         return None
+    rows = rows.sort_values("seeds", key=lambda seeds: -seeds.map(len), kind="stable")  # of more training seeds first
+    rows = rows.assign(checkpoint=rows["checkpoint"].map(_of_any_seed)).drop_duplicates(["checkpoint", "steps"])
     best = rows.pivot(index="checkpoint", columns="steps", values="guidance_scale")
     counts = list(best.columns)
-    best = best.reindex(rows["checkpoint"].drop_duplicates())[list(spread(counts, COLUMNS))]
+    order = [name for name in _slots(cells) if name in best.index]
+    best = best.reindex(order)[list(spread(counts, COLUMNS))]
     of_all = f" ({best.shape[1]} of {len(counts)} step counts)" if best.shape[1] < len(counts) else ""
     title = f"Best guidance, {sampler_name(rows.iloc[0])}{of_all}"
     steps = tuple(str(int(count)) for count in best.columns)
@@ -102,10 +105,12 @@ def cost_by_steps(cells: Cells, unit: str) -> Chart | None:
     if rows.empty:
         return None
     first = rows["sampler"].iloc[0]
-    rows = rows[rows["sampler"] == first].drop_duplicates(["checkpoint", "steps"])
+    rows = rows[rows["sampler"] == first].assign(checkpoint=rows["checkpoint"].map(_of_any_seed))
+    rows = rows.drop_duplicates(["checkpoint", "steps"]).sort_values("steps")
     series = tuple(
         Series(name, part["steps"].tolist(), part["cost"].tolist(), slot=slot)
-        for slot, (name, part) in enumerate(_in_order(rows.sort_values("steps"), cells))
+        for slot, name in enumerate(_slots(cells))
+        if len(part := rows[rows["checkpoint"] == name])
     )
     title = f"Sampling cost, {sampler_name(rows.iloc[0])}"
     return Chart(title, "steps", COST_AXES[unit], series, True, True, _steps(rows))
@@ -113,18 +118,20 @@ def cost_by_steps(cells: Cells, unit: str) -> Chart | None:
 
 def quality_by_cost(cells: Cells, unit: str) -> Chart:
     """Fig 9 right (and 11): best-of-guidance quality against sampling cost, one curve a size and sampler."""
-    names = list(cells.rows["checkpoint"].drop_duplicates())
+    slots = _slots(cells)
     found = curves(cells, unit)
     samplers = list(dict.fromkeys(sampler for _, sampler in found))
     series = []
     for (name, sampler), rows in found.items():
         text = [full_label(row) for row in rows.to_dict("records")]
         kind = "points" if (rows["stages"] != "").any() else "line"  # shares and steps lie on no one curve
-        curve = _series(name, rows["cost"], rows, names.index(name), samplers.index(sampler), text, kind)
+        slot = slots.index(_of_any_seed(name))
+        curve = _series(name, rows["cost"], rows, slot, samplers.index(sampler), text, kind)
         first = name not in {other.name for other in series}
-        series.append(replace(curve, in_legend=first))
+        series.append(replace(curve, in_legend=first, faint=_is_of_one_seed(name, cells)))
     key = ", ".join(f"{sampler} {DASHES[k % len(DASHES)][0]}" for k, sampler in enumerate(samplers))
     title = "Quality against sampling cost" + (f"\n({key})" if len(samplers) > 1 else "")
+    title += "\nfaint: of one training seed" if any(curve.faint for curve in series) else ""
     return Chart(title, COST_AXES[unit], metric_name(cells.metric), tuple(series), log_y=_is_wide(cells.rows))
 
 
@@ -132,10 +139,11 @@ def frontier_chart(front: Frontier) -> Chart:
     """Every cell at its best guidance, and the frontier as a staircase: the best quality each budget buys."""
     cells, unit = front.cells, front.unit
     rows = affordable(cells, unit)
-    series = []
-    for slot, (name, part) in enumerate(_in_order(rows, cells)):
+    series, slots = [], _slots(cells)
+    for name, part in _in_order(rows, cells):
         text = [full_label(row) for row in part.to_dict("records")]
-        series.append(_series(name, part["cost"], part, slot, text=text, kind="points"))
+        points = _series(name, part["cost"], part, slots.index(_of_any_seed(name)), text=text, kind="points")
+        series.append(replace(points, faint=_is_of_one_seed(name, cells)))
     text = [full_label(row) for row in front.points.to_dict("records")]
     series.append(_series("frontier", front.points["cost"], front.points, 0, text=text, kind="frontier"))
     labels = COST_AXES[unit], metric_name(cells.metric)
@@ -205,6 +213,21 @@ def _seed_means(rows: DataFrame, x: str) -> DataFrame:
     within = groups["image_variance"].mean()
     means = groups.first().assign(value=groups["value"].mean(), stderr=np.sqrt(between + within))
     return means.assign(valid=groups["valid"].all()).reset_index()
+
+
+def _slots(cells: Cells) -> list[str]:
+    """Names of checkpoints, of any training seed: each has one colour."""
+    return list(dict.fromkeys(cells.rows["checkpoint"].map(_of_any_seed)))
+
+
+def _of_any_seed(checkpoint: str) -> str:
+    return checkpoint.partition(" seed ")[0]
+
+
+def _is_of_one_seed(checkpoint: str, cells: Cells) -> bool:
+    """Whether it is of one training seed, while others of its name are of several."""
+    plain = _of_any_seed(checkpoint)
+    return checkpoint != plain and (cells.rows["checkpoint"] == plain).any()
 
 
 def _in_order(rows: DataFrame, cells: Cells) -> list[tuple[str, DataFrame]]:

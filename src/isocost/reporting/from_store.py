@@ -37,6 +37,7 @@ from isocost.study.adaptive import in_words
 from isocost.study.grid import Cell, columns
 from isocost.study.run import Trained
 from isocost.study.store import Store
+from isocost.training.lineage import training_gflops
 
 PROMPTS_SHOWN, GUIDANCE_SHOWN = 8, 8
 
@@ -112,8 +113,8 @@ def training_losses(trained: Trained) -> dict[str, tuple[np.ndarray, np.ndarray]
         if checkpoint.seed is not None and not checkpoint.undistilled
     }
     several = len({checkpoint.seed for checkpoint in finals.values()}) > 1
-    gflops_an_image = {
-        row["checkpoint"]: row["train_gflops"] / row["images_seen"]
+    counted = {  # with the cells: to count is to build the networks
+        row["checkpoint"]: row["train_gflops"]
         for row in trained.store.expansion()["cells"]
         if row["train_gflops"] and not row["guide"]
     }
@@ -122,7 +123,9 @@ def training_losses(trained: Trained) -> dict[str, tuple[np.ndarray, np.ndarray]
         lines = read_log(folder)
         name = f"{checkpoint.name}, seed {checkpoint.seed}" if several else checkpoint.name
         seen, loss = (np.array([line[key] for line in lines], float) for key in ("images_seen", "loss"))
-        found[name] = gflops_an_image[checkpoint.ref.content_digest] * seen, loss
+        assert checkpoint.trained is not None
+        gflops = counted.get(checkpoint.ref.content_digest) or training_gflops(checkpoint.trained)[0]
+        found[name] = gflops / checkpoint.ref.images_seen * seen, loss
     return found
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from isocost.analysis.words import compact, number, with_error
-from isocost.reporting.plots import GREY, INK, MANY_POINTS, Bars, Chart, Map, Plot, Series, style, ticks
+from isocost.reporting.plots import FAINT, GREY, INK, MANY_POINTS, Bars, Chart, Map, Plot, Series, style, ticks
 
 
 def plotly_json(plot: Plot) -> dict[str, Any]:
@@ -42,7 +42,8 @@ def _plotly_series(series: Series) -> dict[str, Any]:
     trace = {
         "type": "scatter",
         "name": series.name,
-        "showlegend": series.in_legend,
+        "showlegend": series.in_legend and not series.faint,
+        "opacity": FAINT if series.faint else 1,
         "legendgroup": series.name,
         "x": list(series.x),
         "y": list(series.y),

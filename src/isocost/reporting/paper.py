@@ -25,7 +25,7 @@ from isocost.reporting.figures import (
     steps_by_guidance,
     training_curve,
 )
-from isocost.reporting.plots import GREY, MANY_POINTS, Bars, Chart, Map, Plot, Series, style, ticks
+from isocost.reporting.plots import FAINT, GREY, MANY_POINTS, Bars, Chart, Map, Plot, Series, style, ticks
 from isocost.reporting.strips import Strip, contact_sheet
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def matplotlib_figure(*plots: Plot, columns: int = 2) -> Figure:
     figure = Figure(figsize=(5.2 * columns, 3.9 * rows), layout="constrained")
     axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
     for axis, plot in zip(axes, plots, strict=False):
-        axis.set_title(plot.title, fontsize=10)
+        axis.set_title("\n".join(textwrap.fill(line, TITLE_CHARACTERS) for line in plot.title.split("\n")), fontsize=10)
         _DRAW[type(plot)](axis, plot)
     for axis in axes[len(plots) :]:
         axis.set_axis_off()
@@ -98,20 +98,22 @@ def _draw_series(axis: Axes, series: Series) -> None:
     colour, (_, marker), (_, dash) = style(series)
     front = series.kind == "frontier"
     colour = "black" if front else colour
+    opacity = FAINT if series.faint else 1.0
     x, y = np.asarray(series.x, float), np.asarray(series.y, float)
     valid = np.asarray(series.valid if series.valid is not None else np.ones(len(x)), bool)
     axis.plot(
-        x, y, color=colour, label=series.name if series.in_legend else None, marker="o" if front else marker,
+        x, y, color=colour, marker="o" if front else marker,
+        label=series.name if series.in_legend and not series.faint else None,
         markersize=7 if front else 4 if len(x) <= MANY_POINTS else 2, markerfacecolor="none" if front else colour,
-        linewidth=1.2, alpha=0.6 if series.kind == "points" else 1,
+        linewidth=1.2, alpha=0.6 * opacity if series.kind == "points" else opacity, zorder=1.5 if series.faint else 2,
         linestyle="none" if series.kind == "points" else dash, drawstyle="steps-post" if front else "default",
     )  # fmt: skip
     if series.half_width is not None and series.kind != "points":
         width = np.nan_to_num(series.half_width)
         if len(x) > MANY_POINTS and not front:
-            axis.fill_between(x, y - width, y + width, color=colour, alpha=0.15, linewidth=0)
+            axis.fill_between(x, y - width, y + width, color=colour, alpha=0.15 * opacity, linewidth=0)
         else:
-            axis.errorbar(x, y, width, fmt="none", ecolor=colour, elinewidth=0.8, capsize=2)
+            axis.errorbar(x, y, width, fmt="none", ecolor=colour, elinewidth=0.8, capsize=2, alpha=opacity)
     if not valid.all():
         axis.plot(x[~valid], y[~valid], marker, color=GREY, markersize=4.5, linestyle="none", zorder=3)
 
@@ -159,7 +161,7 @@ _DRAW = {Chart: _draw_chart, Map: _draw_map, Bars: _draw_bars}
 
 DPI = 200  # of PNG files
 CELL_INCHES, LABEL_INCHES = 0.8, 1.3
-CAPTION_CHARACTERS, LABEL_CHARACTERS = 16, 22  # a line
+CAPTION_CHARACTERS, LABEL_CHARACTERS, TITLE_CHARACTERS = 16, 22, 62  # a line
 
 
 def strip_figure(title: str, strip: Strip) -> Figure:

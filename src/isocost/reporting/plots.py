@@ -24,6 +24,7 @@ class Series:
     """One curve: `x`, `y` [n]; `half_width` [n] of the 95% interval (NaN: none); `valid` [n] (False is drawn grey).
 
     `slot` picks colour and marker, `dash` the line; `kind` "line", "points" or "frontier" (a staircase in ink).
+    `faint`: drawn behind the others, and not in the legend.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Series:
     dash: int = 0
     kind: str = "line"
     in_legend: bool = True
+    faint: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class Bars:
 
 Plot = Chart | Map | Bars
 
+FAINT = 0.35  # opacity
 MANY_POINTS = 24  # of a curve: from here on its error is a band, as bars would run into each other
 
 
