@@ -18,7 +18,7 @@ from isocost.analysis.cells import COSTS, best_guidance, with_plans
 from isocost.analysis.frontier import frontier
 from isocost.analysis.planner import plan, plan_cells
 from isocost.errors import SpecError
-from isocost.reporting.planner import Pictures, Start, planner, rounded_up
+from isocost.reporting.planner import Pictures, Start, _styles, planner, rounded_up
 from isocost.reporting.planner_page import TEMPLATES, empty_page, served_page, static_page
 from isocost.reporting.snippets import snippets
 from isocost.specs import Budget
@@ -272,3 +272,13 @@ def test_what_diffusers_cannot_do_has_a_reason_instead(world, synthetic, change,
     cell = best_guidance(world.table, synthetic.FD).rows.iloc[0].to_dict() | {"checkpoint": "c8"} | change
     found = snippets(cell, isocost.load_study("quickstart"), "runs/world", "a red heart")
     assert found.diffusers == "" and reason in found.reason and "--cell" in found.isocost
+
+
+def test_what_one_training_seed_alone_has_is_hollow_in_its_members_colour():
+    rows = [{"member": name.partition(" ")[0], "checkpoint": name, "params": params, "stages": ""}
+            for name, params in (("c8", 1), ("c8 seed 0", 1), ("c16", 2), ("c16 seed 0", 2))]  # fmt: skip
+    styles = _styles(rows)
+    assert [styles[name]["symbol"] for name in ("c8", "c8 seed 0", "c16")] == ["circle", "circle-open", "square"]
+    assert styles["c8"]["colour"] == styles["c8 seed 0"]["colour"] != styles["c16"]["colour"]
+    alone = _styles(rows[1:2])
+    assert alone["c8 seed 0"]["symbol"] == "circle"

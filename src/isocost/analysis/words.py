@@ -127,6 +127,11 @@ def checkpoint_name(cell: Mapping[str, Any]) -> str:
     return cell["stages"] + name.removeprefix(cell["member"]) if cell.get("stages") else name
 
 
+def of_any_seed(checkpoint: str) -> str:
+    """`c16` of `c16 seed 0`, the name of a checkpoint that is kept apart from those of several training seeds."""
+    return checkpoint.partition(" seed ")[0]
+
+
 def steps_name(steps: int) -> str:
     return "1 step" if steps == 1 else f"{steps} steps"
 

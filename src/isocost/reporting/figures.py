@@ -12,7 +12,7 @@ import pandas as pd
 from isocost.analysis.cells import CELL, Z95, Cells, affordable, cost_column, members_by_size, plain, with_plans
 from isocost.analysis.frames import DataFrame
 from isocost.analysis.frontier import Frontier, curves
-from isocost.analysis.words import COST_AXES, full_label, metric_name, number, sampler_name
+from isocost.analysis.words import COST_AXES, full_label, metric_name, number, of_any_seed, sampler_name
 from isocost.reporting.plots import DASHES, PALETTE, Bars, Chart, Map, Series, spread
 
 CURVE_STEPS = 50  # of a training curve that was taken at several, the paper's
@@ -88,7 +88,7 @@ def guidance_map(cells: Cells, sampler: str) -> Map | None:
     if rows.empty:
         return None
     rows = rows.sort_values("seeds", key=lambda seeds: -seeds.map(len), kind="stable")  # of more training seeds first
-    rows = rows.assign(checkpoint=rows["checkpoint"].map(_of_any_seed)).drop_duplicates(["checkpoint", "steps"])
+    rows = rows.assign(checkpoint=rows["checkpoint"].map(of_any_seed)).drop_duplicates(["checkpoint", "steps"])
     best = rows.pivot(index="checkpoint", columns="steps", values="guidance_scale")
     counts = list(best.columns)
     order = [name for name in _slots(cells) if name in best.index]
@@ -105,7 +105,7 @@ def cost_by_steps(cells: Cells, unit: str) -> Chart | None:
     if rows.empty:
         return None
     first = rows["sampler"].iloc[0]
-    rows = rows[rows["sampler"] == first].assign(checkpoint=rows["checkpoint"].map(_of_any_seed))
+    rows = rows[rows["sampler"] == first].assign(checkpoint=rows["checkpoint"].map(of_any_seed))
     rows = rows.drop_duplicates(["checkpoint", "steps"]).sort_values("steps")
     series = tuple(
         Series(name, part["steps"].tolist(), part["cost"].tolist(), slot=slot)
@@ -125,7 +125,7 @@ def quality_by_cost(cells: Cells, unit: str) -> Chart:
     for (name, sampler), rows in found.items():
         text = [full_label(row) for row in rows.to_dict("records")]
         kind = "points" if (rows["stages"] != "").any() else "line"  # shares and steps lie on no one curve
-        slot = slots.index(_of_any_seed(name))
+        slot = slots.index(of_any_seed(name))
         curve = _series(name, rows["cost"], rows, slot, samplers.index(sampler), text, kind)
         first = name not in {other.name for other in series}
         series.append(replace(curve, in_legend=first, faint=_is_of_one_seed(name, cells)))
@@ -142,7 +142,7 @@ def frontier_chart(front: Frontier) -> Chart:
     series, slots = [], _slots(cells)
     for name, part in _in_order(rows, cells):
         text = [full_label(row) for row in part.to_dict("records")]
-        points = _series(name, part["cost"], part, slots.index(_of_any_seed(name)), text=text, kind="points")
+        points = _series(name, part["cost"], part, slots.index(of_any_seed(name)), text=text, kind="points")
         series.append(replace(points, faint=_is_of_one_seed(name, cells)))
     text = [full_label(row) for row in front.points.to_dict("records")]
     series.append(_series("frontier", front.points["cost"], front.points, 0, text=text, kind="frontier"))
@@ -217,17 +217,13 @@ def _seed_means(rows: DataFrame, x: str) -> DataFrame:
 
 def _slots(cells: Cells) -> list[str]:
     """Names of checkpoints, of any training seed: each has one colour."""
-    return list(dict.fromkeys(cells.rows["checkpoint"].map(_of_any_seed)))
-
-
-def _of_any_seed(checkpoint: str) -> str:
-    return checkpoint.partition(" seed ")[0]
+    return list(dict.fromkeys(cells.rows["checkpoint"].map(of_any_seed)))
 
 
 def _is_of_one_seed(checkpoint: str, cells: Cells) -> bool:
     """Whether it is of one training seed, while others of its name are of several."""
-    plain = _of_any_seed(checkpoint)
-    return checkpoint != plain and (cells.rows["checkpoint"] == plain).any()
+    name = of_any_seed(checkpoint)
+    return checkpoint != name and (cells.rows["checkpoint"] == name).any()
 
 
 def _in_order(rows: DataFrame, cells: Cells) -> list[tuple[str, DataFrame]]:

@@ -33,6 +33,7 @@ from isocost.analysis.words import (
     is_guided,
     metric_name,
     number,
+    of_any_seed,
     sampler_name,
     short_label,
     with_error,
@@ -300,16 +301,19 @@ def _answer(offers: Cells, started: Mapping[str, Any], influence: Influence | No
 
 
 def _styles(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
-    """Colour and marker of each checkpoint, by size: a ninth has the first's colour and another's shape."""
+    """Colour and marker of each checkpoint, by size: a ninth has the first's colour and another's shape; what is of one
+    training seed, while others are of several, is hollow."""
     ordered = sorted(rows, key=lambda row: (row["params"], checkpoint_name(row)))
     names = list(dict.fromkeys(checkpoint_name(row) for row in ordered))
-    return {
-        name: {
-            "colour": PALETTE[slot % len(PALETTE)],
-            "symbol": MARKERS[(slot + slot // len(PALETTE)) % len(MARKERS)][0],
-        }
-        for slot, name in enumerate(names)
-    }
+    slots = list(dict.fromkeys(map(of_any_seed, names)))
+
+    def style(name: str) -> dict[str, str]:
+        slot = slots.index(of_any_seed(name))
+        hollow = "-open" if name != of_any_seed(name) and of_any_seed(name) in names else ""
+        symbol = MARKERS[(slot + slot // len(PALETTE)) % len(MARKERS)][0]
+        return {"colour": PALETTE[slot % len(PALETTE)], "symbol": f"{symbol}{hollow}"}
+
+    return {name: style(name) for name in names}
 
 
 def _limits(cells: Cells) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from pathlib import Path
@@ -65,6 +66,8 @@ def create_app(path: Path | str, start: Start | None = None, wanted: Wanted | No
     if not published.is_published(path):
         Store(path).study()
     live = Live(path, start or Start(), wanted or Wanted())
+    with contextlib.suppress(StoreError, SpecError):  # which the page says
+        live()  # so that the first visitor does not wait for it
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.middleware("http")

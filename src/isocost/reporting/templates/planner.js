@@ -265,7 +265,7 @@
   document.querySelectorAll(".mark").forEach((mark) => {
     const { colour: fillColour, symbol } = styleOf(data.of_member[mark.dataset.member]);
     const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
-    path.setAttribute("d", SHAPES[symbol]);
+    path.setAttribute("d", SHAPES[symbol.replace("-open", "")]);
     path.setAttribute("fill", fillColour);
     mark.append(path);
   });
