@@ -127,3 +127,8 @@ def test_a_paper_is_no_study():
         recipes.stages("paper-mirco")
     with pytest.raises(SpecError, match="takes no 'data'"):
         recipes.stages("paper-micro", data="here")
+
+
+def test_a_folder_of_studies_is_no_store_but_names_those_it_has(done, root):
+    with pytest.raises(StoreError, match=r"a folder of studies: name one of them: first, later\."):
+        Store(root).study()

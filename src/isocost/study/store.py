@@ -106,6 +106,10 @@ class Store:
     def study(self) -> StudySpec:
         """The study that last ran here. Raises `StoreError` when this is no store."""
         if not self.study_file.is_file():
+            specs = (*self.path.glob("*/study.yaml"), *self.path.glob("*/spec.yaml"))  # of stores, of published results
+            inside = sorted({spec.parent.name for spec in specs})
+            if inside:
+                raise StoreError(f"{self.path}: a folder of studies: name one of them: {', '.join(inside)}.")
             raise StoreError(
                 f"{self.path}: not a store (no study.yaml). `isocost sweep RECIPE --store PATH` makes one."
             )
