@@ -44,7 +44,7 @@ quickstart: $(STAMP)
 
 # One thread a worker: several workers with a thread a core each would only wait for one another.
 test: lint types
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

@@ -17,11 +17,6 @@ from isocost.allocator import keep_freed_memory
 keep_freed_memory()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that stay on one of xdist's workers come first: last, they would leave the others with nothing to do."""
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
-
-
 @pytest.fixture(scope="session")
 def synthetic():
     """The module analysis/synthetic.py, loaded by path so that any import mode of pytest works."""

@@ -40,7 +40,6 @@ from isocost.training.state import Checkpoint
 SCRIPT = Path(__file__).parent / "ranks.py"
 SLOW = "ISOCOST_SLOW" in os.environ
 slow = pytest.mark.skipif(not SLOW, reason="takes minutes: ISOCOST_SLOW=1 runs it")
-pytestmark = pytest.mark.xdist_group("ranks")  # which they share: another worker would wait for these
 pytestmark = pytest.mark.timeout(1200)  # for a busy machine
 IMAGES = 400
 LAST = f"{IMAGES:09d}"

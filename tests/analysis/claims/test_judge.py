@@ -53,6 +53,21 @@ def test_cells_of_all_training_seeds_are_preferred_to_more_cells_of_one():
     assert without.seeds == 1 and len(without.parts) == 2  # three members by one seed, rather than two by three
 
 
+def test_a_narrower_comparison_by_more_training_seeds_is_not_taken():
+    """Samplers at 2, 8 and 20 steps by one seed, of which three have 2 alone."""
+    cells = [
+        cell(member, steps, sampler=sampler)
+        for member in "sl"
+        for steps in (2, 8, 20)
+        for sampler in ("ddim", "dpmpp_2m")
+    ]
+    family = Family(cells, lambda row: 10.0 if row["sampler"] == "ddim" else 9.0, seeds=3, seed_sd=0.02)
+    table = family.table[(family.table["seed"] == 0) | (family.table["steps"] == 2)].assign(stderr=0.05)
+    found = judge(table, claims=["C17"])["C17"]
+    assert (found.cells, found.seeds) == (12, 1)
+    assert judge(table[table["steps"] == 2], claims=["C17"])["C17"].seeds == 3
+
+
 def test_effects_are_of_the_report_half_at_the_rate_of_the_selection_half(judged, world):
     """c64 over c32 at 16 steps: the log ratio of the values at the rate with the lowest selection value."""
     rows = world.table[

@@ -101,7 +101,8 @@ def judge_all(studies: Mapping[str, Study], unit: str = "paper", claims: Sequenc
 
     A claim is judged by one study (one that is of two, as C5, by both): of those that it can be tested on the one that
     gives errors, then that with most members, then with most training seeds, then the first. Where training seeds share
-    a part of a study's cells, that part is a study, too. `unit`: of sampling cost.
+    a part of a study's cells, and the claim rests on as many of these, that part is a study, too. `unit`: of sampling
+    cost.
     `claims`: ids, default all; errors are corrected over those that can be tested. A study that cannot be read is named
     in the notes; raises `SpecError` where none can (an empty table, an unknown metric, mixed protocols), and for an
     unknown claim.
@@ -160,15 +161,27 @@ def _errors(sheets: Sequence[Sheet], studies: Mapping[str, Study]) -> Errors:
 def _judged(claim: Claim, sheets: tuple[Sheet, ...], errors: Errors) -> _Tested | _Lacking:
     """A claim where it is best tested, or what it lacks where it lacks least."""
     tested, lacking = [], []
-    alone = [(each,) for sheet in sheets for each in (sheet, sheet.on_all_seeds) if each is not None]
-    for some in [sheets] if claim.together else alone:
+    for some in [sheets] if claim.together else [(sheet,) for sheet in sheets]:
         try:
             tested.append(_tested(claim.test(*some), some, errors))
         except Missing as error:
             lacking.append(_Lacking(error, some))
+            continue
+        if not claim.together and (shared := some[0].on_all_seeds) is not None:
+            tested += _as_wide(claim, shared, tested[-1], errors)
     if tested:
         return max(tested, key=lambda test: test.rank)  # the first of equals
     return min(lacking, key=lambda lack: lack.what.nothing)
+
+
+def _as_wide(claim: Claim, shared: Sheet, whole: _Tested, errors: Errors) -> list[_Tested]:
+    """The claim on the cells that all training seeds of a study have, where it rests on as many of them as on all:
+    fewer would be another comparison (of samplers, at the one step count that they share)."""
+    try:
+        test = _tested(claim.test(shared), (shared,), errors)
+    except Missing:
+        return []
+    return [test] if sum(test.cells.values()) >= sum(whole.cells.values()) else []
 
 
 def _tested(hypothesis: Hypothesis, sheets: tuple[Sheet, ...], errors: Errors) -> _Tested:
